@@ -1,0 +1,168 @@
+"""Two-tower retrieval: a query tower and an item tower over features, softmax over their products.
+
+    python -m recjax.main --config=configs/two_tower.py                      # planted world
+    python -m recjax.main --config=configs/two_tower.py:movielens-1m --config.data.dir=DIR
+
+The word after the colon names the data: synthetic (the default), movielens-100k, movielens-1m,
+movielens-20m, movielens-25m, movielens-32m, gowalla, or table (your own Parquet or CSV files).
+Every key stands here with its legal values; `softmax.py` and `mf.py` change a few of them.
+"""
+
+from ml_collections import ConfigDict
+
+DATA = (
+    "synthetic",
+    "movielens-100k",
+    "movielens-1m",
+    "movielens-20m",
+    "movielens-25m",
+    "movielens-32m",
+    "gowalla",
+    "table",
+)
+
+
+def get_config(data: str = "synthetic") -> ConfigDict:
+    """The two-tower model on one of the data sets in DATA."""
+    if data not in DATA:
+        raise ValueError(f"unknown data {data!r}; legal: {', '.join(DATA)}")
+    c = ConfigDict()
+    c.seed = 0  # the root of every random choice but the split's
+
+    c.data = ConfigDict()
+    c.data.name = data  # one of DATA
+    c.data.dir = ""  # the folder that holds the files
+    c.data.download = False  # fetch MovieLens from its official address into data.dir
+    c.data.unknown_items = "error"  # error | drop: interactions whose item the item table lacks
+    c.data.synthetic = _synthetic()
+
+    c.split = ConfigDict()
+    # predefined | leave_one_out | global_time | random | strong_generalisation
+    c.split.name = "predefined"
+    c.split.valid = 0.1  # share of interactions (strong_generalisation: of users)
+    c.split.test = 0.1
+    c.split.fold_in = 0.8  # strong_generalisation: share of a held-out user's data that is known
+    c.split.seed = 0
+
+    c.examples = ConfigDict()
+    c.examples.labels = "next_item"  # next_item | multi_hot
+    c.examples.history = "past"  # past (next_item) | profile (multi_hot)
+    c.examples.history_length = 50
+    c.examples.history_dropout = 0.0  # profile only: chance that an item is left out of the history
+    c.examples.max_labels = 128  # multi_hot only: labels of one example; more are subsampled
+    c.examples.min_history = 1  # next_item only: earlier interactions that an example needs
+
+    c.model = ConfigDict()
+    c.model.dim = 64  # of psi(x) and of the item embeddings
+    c.model.temperature = 1.0  # logits are products divided by this
+    c.model.normalize = False  # True: both sides have unit length (then lower the temperature)
+    c.model.feature_dim = 32  # width of each feature's embedding
+    c.model.query = ConfigDict()
+    # all = every user, history and context feature but the id; or names: ('user_id', 'age', ...)
+    c.model.query.features = ("all",)
+    c.model.query.hidden = (128,)
+    c.model.query.output = "linear"  # linear | none (the last layer is the embedding)
+    c.model.query.activation = "relu"  # relu | gelu | silu | tanh
+    c.model.query.normalization = "none"  # none | layer
+    c.model.query.dropout = 0.0
+    c.model.query.pooling = ("mean",)  # any of mean, sqrt, last, attention: side by side
+    c.model.query.history_table = "own"  # own | item (the table that the item side uses)
+    c.model.item = ConfigDict()
+    c.model.item.side = "tower"  # tower | softmax (a matrix of item embeddings)
+    c.model.item.features = ("all", "item_id")  # tower only: all = every item feature but the id
+    c.model.item.hidden = (128,)
+    c.model.item.output = "linear"
+    c.model.item.activation = "relu"
+    c.model.item.normalization = "none"
+    c.model.item.dropout = 0.0
+    c.model.item.bias = False  # softmax only: one logit bias per item
+
+    c.tables = ConfigDict()
+    # dense (optax) | rows (only touched rows are updated) | auto (rows from rows_min rows on)
+    c.tables.mode = "auto"
+    c.tables.rows_min = 100_000
+    c.tables.init = 0.05  # standard deviation of a new row's entries
+
+    c.loss = ConfigDict()
+    c.loss.candidates = "full"  # full | in_batch | uniform | log_uniform | unigram
+    c.loss.num_sampled = 1024  # uniform, log_uniform, unigram: draws per step
+    c.loss.unigram_power = 0.75
+    c.loss.correct_logq = True  # False: the biased estimator without logQ
+    c.loss.corpus_chunk = 8192  # full with an item tower: items encoded at a time
+
+    c.optim = ConfigDict()
+    c.optim.name = "adam"  # adam | adagrad | sgd
+    c.optim.learning_rate = 2e-3
+    c.optim.schedule = "cosine"  # constant | cosine
+    c.optim.warmup_steps = 0
+    c.optim.weight_decay = 0.0
+    c.optim.clip_norm = 0.0  # 0 = off
+    c.optim.b1 = 0.9
+    c.optim.b2 = 0.999
+    c.optim.eps = 1e-8
+    c.optim.initial_accumulator = 0.1  # adagrad
+
+    c.train = ConfigDict()
+    c.train.batch_size = 512
+    c.train.epochs = 4.0
+    c.train.steps = 0  # above 0: instead of epochs
+    c.train.prefetch = 4  # batches prepared ahead
+
+    c.eval = ConfigDict()
+    c.eval.every = 0  # steps between validations; 0 = once an epoch
+    c.eval.ks = (5, 10, 20, 50)
+    c.eval.metric = "recall@10"  # validation metric that chooses the checkpoint
+    c.eval.patience = 0  # stop after so many validations without a gain; 0 = never
+    c.eval.corpus = "listed"  # listed | rated | seen (in training): the items that are ranked
+    c.eval.seen = "known"  # known | train | none: the user's items that are not ranked
+    c.eval.batch_size = 256
+    c.eval.bootstrap = 1000  # resamples behind the 95 % intervals
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = 0  # steps between checkpoints; 0 = at each validation
+    c.checkpoint.keep = 2
+
+    c.log = ConfigDict()
+    c.log.every = 50  # steps between lines of metrics.jsonl
+    c.log.tensorboard = True
+
+    c.parallel = ConfigDict()
+    c.parallel.mapper = "shard_map"  # shard_map | pmap (data parallel only)
+    c.parallel.data = 0  # devices over which the batch is split; 0 = all that are left
+    c.parallel.model = 1  # devices over which tables and head are split
+
+    _on(c, data)
+    return c
+
+
+def _synthetic() -> ConfigDict:
+    """The planted world; recjax/data/synthetic.py says what each knob plants."""
+    c = ConfigDict()
+    c.users = 4000
+    c.items = 1500
+    c.interactions_per_user = 30
+    c.user_features = 0.4  # share of a user's interest that age, country and device explain
+    c.history = 0.6  # share that the last `window` items explain; the rest is a hidden taste
+    c.item_features = 0.7  # share of an item's latent vector that its categories explain
+    c.unobserved = 0.1  # share of interactions drawn from popularity alone
+    c.new_users = 0.05  # share of users that appear in test only
+    c.new_items = 0.1  # share of items that appear in test only
+    c.popularity_exponent = 0.8
+    c.strength = 2.0  # how strongly interest decides
+    c.window = 5
+    c.seed = 0
+    return c
+
+
+def _on(c: ConfigDict, data: str) -> None:
+    """What differs from one data set to the next."""
+    if data == "synthetic":
+        c.examples.history_length = 5
+    if data.startswith("movielens"):
+        c.split.name = "leave_one_out"
+        c.eval.corpus = "rated"
+    if data == "gowalla":
+        c.examples.labels = "multi_hot"
+        c.examples.history = "profile"
+    if data == "table":
+        c.split.name = "leave_one_out"

@@ -1,0 +1,24 @@
+"""recjax: deep retrieval models in JAX.
+
+Every model is one bilinear score, score(q, i) = <psi(x_q), phi(x_i)> / temperature, and
+log p(i | q) = score(q, i) - log Z(q). Letters in array names: B batch, N items, D embedding,
+K top-k, L history length, P positives of an example, C candidates, Q queries, M interactions,
+U users, R rows of a table, T rows of a tile.
+"""
+
+from recjax.config import load_config
+from recjax.data.dataset import Dataset
+from recjax.data.registry import load_dataset
+from recjax.data.schema import Feature, Schema
+from recjax.run import Run, load_run, train
+
+__all__ = [
+    "Dataset",
+    "Feature",
+    "Run",
+    "Schema",
+    "load_config",
+    "load_dataset",
+    "load_run",
+    "train",
+]

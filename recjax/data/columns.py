@@ -1,0 +1,241 @@
+"""Turns columns of a Polars frame into the columns, ids and times of a data set.
+
+Rows in messages count from 1; a header is not counted. A null (an empty cell) is a missing value;
+NaN is refused, because it is more often a mistake upstream than a value that is known to be absent.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import polars as pl
+
+from recjax.data.dataset import Bag, Categorical, Column, Dense, Vector
+from recjax.data.schema import Feature
+from recjax.errors import DataError
+
+DATE_PATTERN = r"^\d{4}-\d\d-\d\d"
+
+
+def make_column(series: pl.Series, feature: Feature, source: str) -> Column:
+    """A column of the kind that the feature states.
+
+    Args:
+      series: the values, one a row.
+      feature: kind, name and separator.
+      source: the file or frame, for messages.
+
+    Raises:
+      DataError: the values do not fit the kind, or are NaN or infinite, naming the row.
+    """
+    return _MAKERS[feature.kind](series, feature, f"{source}, column {feature.name!r}")
+
+
+def make_ids(series: pl.Series, source: str) -> pl.Series:
+    """Ids as Int64 or String, none missing.
+
+    Raises:
+      DataError: a missing id, a fraction, or a type that cannot be an id.
+    """
+    where = f"{source}, column {series.name!r}"
+    if series.dtype.is_float():
+        series = _whole(series, where, "an id is a whole number or text")
+    elif series.dtype.is_integer():
+        series = _to_int64(series, where)
+    elif series.dtype in (pl.String, pl.Categorical, pl.Enum):
+        series = _blank_to_null(series.cast(pl.String))
+    else:
+        raise DataError(f"{where}: an id is a whole number or text, not {series.dtype}")
+    if series.null_count():
+        raise DataError(
+            f"{where}: {series.null_count()} missing id(s), the first in row "
+            f"{_first_row(series.is_null())}; every row needs one"
+        )
+    return series
+
+
+def make_time(series: pl.Series, source: str) -> np.ndarray:
+    """Unix seconds, float64, from numbers, dates, or text that holds either.
+
+    Raises:
+      DataError: a time is missing, NaN, infinite or unreadable, naming the row.
+    """
+    where = f"{source}, column {series.name!r}"
+    time = _to_float64(series, where)
+    missing = np.isnan(time)
+    if missing.any():
+        raise DataError(
+            f"{where}: {missing.sum()} row(s) without a time, the first is row "
+            f"{_first_row(missing)}; give every row unix seconds, or none a time column"
+        )
+    return time
+
+
+def _dense(series: pl.Series, feature: Feature, where: str) -> Dense:
+    values = _to_float64(series, where)
+    with np.errstate(over="ignore"):
+        narrow = values.astype(np.float32)
+    if np.isinf(narrow).any():
+        row = _first_row(np.isinf(narrow))
+        raise DataError(f"{where}, row {row}: {values[row - 1]} does not fit a 32-bit float")
+    return Dense(narrow)
+
+
+def _categorical(series: pl.Series, feature: Feature, where: str) -> Categorical:
+    return Categorical(*_encode(_words(series, where, "categorical")))
+
+
+def _bag(series: pl.Series, feature: Feature, where: str) -> Bag:
+    if isinstance(series.dtype, pl.Array):
+        series = series.arr.to_list()
+    elif not isinstance(series.dtype, pl.List):
+        series = _words(series, where, "a bag").cast(pl.String).str.split(feature.separator)
+    rows = np.repeat(np.arange(len(series)), series.list.len().fill_null(0).to_numpy())
+    flat = series.filter(series.list.len() > 0).explode()
+    words = _words(flat, where, "a bag")
+    if words.dtype == pl.String:
+        words = _blank_to_null(words.str.strip_chars())
+    codes, vocab = _encode(words)
+    kept = codes >= 0
+    counts = np.bincount(rows[kept], minlength=len(series))
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return Bag(offsets, codes[kept], vocab)
+
+
+def _vector(series: pl.Series, feature: Feature, where: str) -> Vector:
+    if series.dtype == pl.String:
+        series = _blank_to_null(series).str.split(feature.separator)
+    elif isinstance(series.dtype, pl.Array) and series.dtype.size is not None:
+        series = series.arr.to_list()
+    if not isinstance(series.dtype, pl.List) or isinstance(series.dtype.inner, (pl.List, pl.Array)):
+        raise DataError(f"{where}: a vector is a list of numbers in each row, not {series.dtype}")
+    known = series.is_not_null()
+    lengths = series.filter(known).list.len().to_numpy()
+    rows = np.flatnonzero(known.to_numpy())
+    if len(lengths) == 0 or lengths.max() == 0:
+        raise DataError(f"{where}: no row holds a vector")
+    if (lengths != lengths[0]).any():
+        odd = int(np.argmax(lengths != lengths[0]))
+        raise DataError(
+            f"{where}, row {rows[odd] + 1}: a vector of {lengths[odd]} numbers where the rows "
+            f"before it hold {lengths[0]}; all must be of one length"
+        )
+    flat = series.filter(known).explode()
+    try:
+        numbers = flat.cast(pl.Float64).cast(pl.Float32).to_numpy().reshape(-1, lengths[0])
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{where}: a vector holds numbers only: {error}") from error
+    bad = ~np.isfinite(numbers).all(axis=1)
+    if bad.any():
+        row = rows[int(np.argmax(bad))] + 1
+        raise DataError(
+            f"{where}, row {row}: the vector holds NaN, a null or infinity; write numbers only, or "
+            "leave the whole cell empty where the vector is missing"
+        )
+    values = np.full((len(series), lengths[0]), np.nan, np.float32)
+    values[rows] = numbers
+    return Vector(values)
+
+
+def _history(series: pl.Series, feature: Feature, where: str) -> Column:
+    raise DataError(
+        f"{where}: kind 'history' is built from the interactions, never read from a column; "
+        "remove it from the schema, or make it a bag"
+    )
+
+
+_MAKERS: dict[str, Callable[[pl.Series, Feature, str], Column]] = {
+    "dense": _dense,
+    "categorical": _categorical,
+    "bag": _bag,
+    "vector": _vector,
+    "history": _history,
+}
+
+
+def _to_float64(series: pl.Series, where: str) -> np.ndarray:
+    """Numbers, with NaN where (and only where) the series is null."""
+    dtype = series.dtype
+    if dtype in (pl.Date, pl.Datetime):
+        numbers = series.dt.epoch("us") / 1e6
+    elif dtype == pl.Duration:
+        numbers = series.dt.total_microseconds() / 1e6
+    elif dtype == pl.String:
+        numbers = _parse_numbers(series, where)
+    elif dtype.is_numeric() or dtype in (pl.Boolean, pl.Null):
+        numbers = series.cast(pl.Float64)
+    else:
+        raise DataError(f"{where}: a dense column holds numbers, not {dtype}")
+    bad = (~numbers.is_finite()).fill_null(False)
+    if bad.any():
+        raise DataError(
+            f"{where}: {bad.sum()} value(s) that are NaN or infinite, the first in row "
+            f"{_first_row(bad)}; leave the cell empty (null) where a value is missing"
+        )
+    return numbers.to_numpy()
+
+
+def _words(series: pl.Series, where: str, kind: str) -> pl.Series:
+    """Int64 or String, null where missing."""
+    dtype = series.dtype
+    if dtype.is_integer():
+        return _to_int64(series, where)
+    if dtype.is_float():
+        return _whole(series, where, f"the schema calls it {kind}; make it dense")
+    if dtype in (pl.String, pl.Categorical, pl.Enum, pl.Boolean, pl.Date, pl.Datetime, pl.Null):
+        return _blank_to_null(series.cast(pl.String))
+    raise DataError(f"{where}: the schema calls it {kind}, but its values are {dtype}")
+
+
+def _encode(words: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """int32 codes (-1 where null) into the sorted vocabulary."""
+    codes = words.rank("dense").cast(pl.Int32) - 1
+    vocab = words.drop_nulls().unique().sort()
+    return codes.fill_null(-1).to_numpy(), to_array(vocab)
+
+
+def to_array(ids: pl.Series) -> np.ndarray:
+    """Int64 or String as int64 or fixed-width str: never an object array."""
+    return ids.to_numpy().astype(str) if ids.dtype == pl.String else ids.to_numpy()
+
+
+def _whole(series: pl.Series, where: str, remedy: str) -> pl.Series:
+    bad = (~series.is_finite() | (series != series.floor())).fill_null(False)
+    if bad.any():
+        row = _first_row(bad)
+        raise DataError(f"{where}, row {row}: {series[row - 1]} is not a whole number; {remedy}")
+    return _to_int64(series, where)
+
+
+def _to_int64(series: pl.Series, where: str) -> pl.Series:
+    whole = series.cast(pl.Int64, strict=False)
+    bad = whole.is_null() & series.is_not_null()
+    if bad.any():
+        row = _first_row(bad)
+        raise DataError(f"{where}, row {row}: {series[row - 1]} does not fit a 64-bit integer")
+    return whole
+
+
+def _parse_numbers(series: pl.Series, where: str) -> pl.Series:
+    """Numbers, or the unix seconds of dates, from text that holds either."""
+    series = _blank_to_null(series.str.strip_chars())
+    if series.drop_nulls().head(1).str.contains(DATE_PATTERN).any():
+        dates = series.str.to_datetime(strict=False, time_unit="us", time_zone="UTC")
+        numbers = dates.dt.epoch("us") / 1e6
+    else:
+        numbers = series.cast(pl.Float64, strict=False)
+    bad = numbers.is_null() & series.is_not_null()
+    if bad.any():
+        row = _first_row(bad)
+        raise DataError(
+            f"{where}, row {row}: {series[row - 1]!r} is neither a number nor a date like the "
+            "others (2024-05-01, 2024-05-01T12:00:00Z)"
+        )
+    return numbers
+
+
+def _blank_to_null(series: pl.Series) -> pl.Series:
+    return series.set(series.str.strip_chars() == "", None)
+
+
+def _first_row(mask: pl.Series | np.ndarray) -> int:
+    return int(np.argmax(np.asarray(mask))) + 1

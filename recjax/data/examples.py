@@ -1,0 +1,317 @@
+"""Training examples: positions in the users' own interactions, turned into arrays batch by batch.
+
+Nothing is materialised: an example is a position, its history a slice of what precedes it.
+"""
+
+import abc
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float64, Int, Int32
+
+from recjax.data.context import WATCH_TIME, ContextReader, check_context
+from recjax.data.dataset import Dataset, Interactions
+from recjax.data.hashing import random_bits, to_uniform
+from recjax.data.history import Histories, distinct_rows, drop_items
+from recjax.data.split import TRAIN, Split
+from recjax.errors import ConfigError, DataError
+
+HISTORY_OF = {"next_item": "past", "multi_hot": "profile"}
+_DROPOUT, _LABELS = range(2)  # streams of random bits
+
+
+class TrainExamples(abc.ABC):
+    """What a model is trained on; `make_train_examples` builds one."""
+
+    @property
+    @abc.abstractmethod
+    def size(self) -> int:
+        """Number of examples of an epoch."""
+
+    @property
+    @abc.abstractmethod
+    def labels_per_example(self) -> int:
+        """P: the width of a batch's labels."""
+
+    @property
+    @abc.abstractmethod
+    def label_frequency_N(self) -> np.ndarray:
+        """Share of the label mass of an epoch that falls on each item: float64, sums to 1."""
+
+    @abc.abstractmethod
+    def batch(
+        self, indices_B: Int[np.ndarray, "B"], *, seed: int, epoch: int
+    ) -> dict[str, np.ndarray]:
+        """The examples at the given positions; each row depends on its own example alone.
+
+        Args:
+          indices_B: positions in 0..size-1.
+          seed: of what is random in an example: dropped history, labels left out.
+          epoch: as `seed`; each epoch draws afresh.
+
+        Returns:
+          `user` int32 [B]; `history` int32 [B, L], the oldest first, -1 on the left; `context/*`
+          float32 [B], NaN where missing; `label` int32 [B, P], -1 where `label_weight` float32
+          [B, P] is 0 (its rows sum to 1); `weight` float32 [B], 1; `index` int32 [B], the
+          position in the batch.
+        """
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """One line for people."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NextItemExamples(TrainExamples):
+    """One example per training interaction: its item, from what the user did before it.
+
+    Attributes:
+      train: the training interactions.
+      num_items: N.
+      position_E: int64, the example's place among the training interactions.
+      histories: of the training interactions.
+      context: reads the context features.
+    """
+
+    train: Interactions
+    num_items: int
+    position_E: np.ndarray
+    histories: Histories
+    context: ContextReader
+
+    @property
+    def size(self) -> int:
+        """Number of examples of an epoch."""
+        return len(self.position_E)
+
+    @property
+    def labels_per_example(self) -> int:
+        """P: 1."""
+        return 1
+
+    @functools.cached_property
+    def label_frequency_N(self) -> Float64[np.ndarray, "N"]:
+        """Share of the examples whose label is each item."""
+        labels_E = self.train.item[self.position_E]
+        return np.bincount(labels_E, minlength=self.num_items) / self.size
+
+    def batch(
+        self, indices_B: Int[np.ndarray, "B"], *, seed: int, epoch: int
+    ) -> dict[str, np.ndarray]:
+        """See `TrainExamples.batch`."""
+        position_B = self.position_E[indices_B]
+        user_B = self.train.user[position_B]
+        start_B = self.train.offsets[user_B]
+        batch = {"user": user_B, "history": self.histories.before(start_B, position_B)}
+        if self.context.names:
+            assert self.train.time is not None
+            time_B = self.train.time[position_B]
+            batch |= self.context.read(indices_B, time_B, start_B, position_B)
+        label_BxP = self.train.item[position_B][:, None]
+        return batch | _labelled(label_BxP, np.ones(label_BxP.shape, np.float32))
+
+    def describe(self) -> str:
+        """One line for people."""
+        users = len(np.unique(self.train.user[self.position_E]))
+        return (
+            f"{self.size:,} next_item examples of {users:,} users, "
+            f"past of up to {self.histories.windows.shape[1]}, "
+            f"context {', '.join(self.context.names) or 'none'}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiHotExamples(TrainExamples):
+    """One example per user with training interactions: its distinct items, from themselves.
+
+    The labels and the history of Mult-DAE (Liang et al., WWW 2018).
+
+    Attributes:
+      train: the training interactions, the latest of each user and item.
+      num_items: N.
+      user_E: int32, the example's user.
+      histories: of the training interactions.
+      history_dropout: chance that an item is left out of the history in an epoch.
+      max_labels: users with more distinct items get so many of them, others every epoch.
+    """
+
+    train: Interactions
+    num_items: int
+    user_E: np.ndarray
+    histories: Histories
+    history_dropout: float
+    max_labels: int
+
+    @property
+    def size(self) -> int:
+        """Number of examples of an epoch."""
+        return len(self.user_E)
+
+    @functools.cached_property
+    def labels_per_example(self) -> int:
+        """P: `max_labels`, or the distinct items of the most active user if that is less."""
+        return min(self.max_labels, int(np.diff(self.train.offsets).max()))
+
+    @functools.cached_property
+    def label_frequency_N(self) -> Float64[np.ndarray, "N"]:
+        """Expected share: a user's mass is even over its items, whichever of them are drawn."""
+        share_M = 1.0 / np.diff(self.train.offsets)[self.train.user]
+        mass_N = np.bincount(self.train.item, weights=share_M, minlength=self.num_items)
+        return mass_N / mass_N.sum()
+
+    def batch(
+        self, indices_B: Int[np.ndarray, "B"], *, seed: int, epoch: int
+    ) -> dict[str, np.ndarray]:
+        """See `TrainExamples.batch`."""
+        user_B = self.user_E[indices_B]
+        start_B, end_B = self.train.offsets[user_B], self.train.offsets[user_B + 1]
+        history_BxL = self.histories.before(start_B, end_B)
+        if self.history_dropout > 0.0:
+            from_end_L = np.arange(history_BxL.shape[1], 0, -1)
+            bits_BxL = random_bits(seed, epoch, _DROPOUT, indices_B[:, None], from_end_L[None, :])
+            history_BxL = drop_items(history_BxL, to_uniform(bits_BxL), self.history_dropout)
+        count_B = (end_B - start_B)[:, None]
+        slot_BxP = np.tile(np.arange(self.labels_per_example), (len(user_B), 1))
+        over = np.flatnonzero(count_B[:, 0] > slot_BxP.shape[1])
+        if over.size:
+            slot_BxP[over] = _draw_slots(
+                indices_B[over], count_B[over, 0], slot_BxP.shape[1], seed=seed, epoch=epoch
+            )
+        there_BxP = slot_BxP < count_B
+        label_BxP = self.train.item.take(start_B[:, None] + slot_BxP, mode="clip")
+        weight_BxP = there_BxP / np.minimum(count_B, slot_BxP.shape[1])
+        return {"user": user_B, "history": history_BxL} | _labelled(
+            np.where(there_BxP, label_BxP, np.int32(-1)), weight_BxP.astype(np.float32)
+        )
+
+    def describe(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.size:,} multi_hot examples (one a user), {self.train.size / self.size:.1f} "
+            f"distinct items each, up to {self.labels_per_example} of them labels, "
+            f"profile of up to {self.histories.windows.shape[1]}, "
+            f"{self.history_dropout:.0%} of it dropped"
+        )
+
+
+def make_train_examples(
+    dataset: Dataset,
+    split: Split,
+    *,
+    labels: str,
+    history: str,
+    history_length: int,
+    max_labels: int = 128,
+    history_dropout: float = 0.0,
+    context: Sequence[str] = (),
+    min_history: int = 1,
+) -> NextItemExamples | MultiHotExamples:
+    """Training examples of the interactions that the split trains on.
+
+    Args:
+      dataset: the data.
+      split: of that data.
+      labels: `next_item` or `multi_hot`.
+      history: `past` (with next_item) or `profile` (with multi_hot).
+      history_length: L; 0 for none.
+      max_labels: multi_hot: the most labels of one example.
+      history_dropout: multi_hot: chance that an item is left out of the history.
+      context: next_item: names of context features (see `available_context`).
+      min_history: next_item: the earlier training interactions that an example needs.
+
+    Raises:
+      ConfigError: choices that do not go together.
+      DataError: the data has no times where they are needed, or no example is left.
+    """
+    check_history(dataset, history, history_length)
+    if HISTORY_OF.get(labels) != history:
+        raise ConfigError(
+            f"config.examples.labels={labels!r} with history={history!r}: legal are "
+            + " and ".join(f"{label!r} with {policy!r}" for label, policy in HISTORY_OF.items())
+        )
+    if not 0.0 <= history_dropout < 1.0 or (history == "past" and history_dropout > 0.0):
+        raise ConfigError(
+            f"config.examples.history_dropout={history_dropout} with history={history!r}: it "
+            "must be in [0, 1), and 0 unless the history is 'profile'"
+        )
+    if max_labels < 1:
+        raise ConfigError(f"config.examples.max_labels={max_labels}: it must be 1 or more")
+    if labels == "multi_hot" and context:
+        raise ConfigError(
+            f"context features {tuple(context)} with config.examples.labels='multi_hot': its "
+            "examples have no moment to compute them at; leave them out or use 'next_item'"
+        )
+    check_context(dataset, context)
+    every = slim(dataset.interactions, context)
+    train = every.select(split.part_M == TRAIN)
+    if not train.size:
+        raise DataError(f"{dataset.name}: the split {split.name!r} has no training interactions")
+    if labels == "multi_hot":
+        train = train.select(distinct_rows(train.user, train.item, keep="last"))
+        return MultiHotExamples(
+            train=train,
+            num_items=dataset.items.size,
+            user_E=np.flatnonzero(np.diff(train.offsets)).astype(np.int32),
+            histories=Histories.build(train.item, history_length),
+            history_dropout=history_dropout,
+            max_labels=max_labels,
+        )
+    earlier_M = np.arange(train.size) - train.offsets[train.user]
+    position_E = np.flatnonzero(earlier_M >= min_history)
+    if not position_E.size:
+        raise DataError(
+            f"{dataset.name}: no training interaction has {min_history} earlier ones of its user; "
+            "lower config.examples.min_history"
+        )
+    return NextItemExamples(
+        train=train,
+        num_items=dataset.items.size,
+        position_E=position_E,
+        histories=Histories.build(train.item, history_length),
+        context=ContextReader.build(context, train, train, position_E),
+    )
+
+
+def check_history(dataset: Dataset, history: str, history_length: int) -> None:
+    """Raises if there is no such history, or the data has no times to order a `past` by."""
+    if history not in HISTORY_OF.values():
+        raise ConfigError(f"config.examples.history={history!r}: it must be 'past' or 'profile'")
+    if history_length < 0:
+        raise ConfigError(f"config.examples.history_length={history_length}: it must be 0 or more")
+    if history == "past" and dataset.interactions.time is None:
+        raise DataError(
+            f"{dataset.name}: this data has no times, and without them nothing is 'past' or "
+            "'next_item'; use config.examples.labels='multi_hot' with history='profile', or name "
+            "the schema's time column"
+        )
+
+
+def slim(interactions: Interactions, context: Sequence[str]) -> Interactions:
+    """The interactions without the columns that the context features do not read."""
+    names = [WATCH_TIME if name == "last_watch_time" else name for name in context]
+    columns = {n: c for n, c in interactions.columns.items() if n in names}
+    return dataclasses.replace(interactions, columns=columns, part=None)
+
+
+def _labelled(label_BxP: np.ndarray, weight_BxP: np.ndarray) -> dict[str, np.ndarray]:
+    size = len(label_BxP)
+    return {
+        "label": label_BxP,
+        "label_weight": weight_BxP,
+        "weight": np.ones(size, np.float32),
+        "index": np.arange(size, dtype=np.int32),
+    }
+
+
+def _draw_slots(
+    example_B: np.ndarray, count_B: np.ndarray, draws: int, *, seed: int, epoch: int
+) -> Int32[np.ndarray, "B P"]:
+    """For each example, `draws` of the slots 0..count-1, every subset equally likely."""
+    start_B = np.cumsum(count_B) - count_B
+    row = np.repeat(np.arange(len(count_B)), count_B)
+    slot = np.arange(len(row)) - start_B[row]
+    bits = random_bits(seed, epoch, _LABELS, example_B[row], slot)
+    order = np.lexsort((bits, row))
+    return slot[order[start_B[:, None] + np.arange(draws)]].astype(np.int32)

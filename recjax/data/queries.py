@@ -1,0 +1,258 @@
+"""Queries: whom to recommend to, from what is known of them, and what they turned out to want."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int, Int32
+
+from recjax.data.context import ContextReader, check_context
+from recjax.data.dataset import Dataset, Interactions
+from recjax.data.examples import check_history, slim
+from recjax.data.history import Histories, distinct_rows
+from recjax.data.split import TRAIN, Split
+from recjax.errors import ConfigError, DataError
+
+SEEN_POLICIES = ("known", "train", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalQueries:
+    """One query a user, as `make_queries` and `serving_queries` build them.
+
+    Attributes:
+      user_Q: int32, the users.
+      known: what is known of these users when the part is asked.
+      target_offsets: int64 [Q + 1]; query q's targets are target_items[offsets[q]:offsets[q + 1]].
+      target_items: int32, distinct within a query, in the order the user came to them.
+      target_in_training: bool, one a target: whether any user's training has the item.
+      history_count_Q: int64, known interactions of the user.
+      user_in_training_Q: bool, whether training has any interaction of the user.
+      time_Q: float64, unix seconds of the request: the first target's; NaN where there is none.
+      past_end_Q: int64, one past the user's last known interaction before the request.
+      context: reads the context features.
+      histories: of the interactions that the history policy takes.
+      history_offsets: int64 [U + 1], the users' places in `histories`.
+      seen_items: policy -> (int64 offsets [U + 1], int32 distinct items).
+    """
+
+    user_Q: np.ndarray
+    known: Interactions
+    target_offsets: np.ndarray
+    target_items: np.ndarray
+    target_in_training: np.ndarray
+    history_count_Q: np.ndarray
+    user_in_training_Q: np.ndarray
+    time_Q: np.ndarray
+    past_end_Q: np.ndarray
+    context: ContextReader
+    histories: Histories
+    history_offsets: np.ndarray
+    seen_items: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+    @property
+    def size(self) -> int:
+        """Number of queries."""
+        return len(self.user_Q)
+
+    def batch(self, rows: Int[np.ndarray, "B"]) -> dict[str, np.ndarray]:
+        """The queries at the given positions: `user`, `history` and `context/*`.
+
+        Arrays are as in `TrainExamples.batch`; nothing is random and nothing dropped.
+        """
+        user_B = self.user_Q[rows]
+        start_B, end_B = self.history_offsets[user_B], self.history_offsets[user_B + 1]
+        return {
+            "user": user_B,
+            "history": self.histories.before(start_B, end_B),
+        } | self.context.read(
+            rows, self.time_Q[rows], self.known.offsets[user_B], self.past_end_Q[rows]
+        )
+
+    def seen(self, rows: Int[np.ndarray, "B"], policy: str) -> Int32[np.ndarray, "B S"]:
+        """Distinct items that are not to be recommended: padded with -1, S a power of two.
+
+        Args:
+          rows: positions of queries.
+          policy: `known` (all that is known of the user), `train` (the user's training items) or
+            `none`.
+
+        Raises:
+          ConfigError: any other policy.
+        """
+        if policy not in SEEN_POLICIES:
+            raise ConfigError(f"config.eval.seen={policy!r}: it must be one of {SEEN_POLICIES}")
+        if policy == "none":
+            return np.full((len(rows), 1), -1, np.int32)
+        offsets, items = self.seen_items[policy]
+        user_B = self.user_Q[rows]
+        start_B, end_B = offsets[user_B], offsets[user_B + 1]
+        longest = int((end_B - start_B).max(initial=1))
+        if not items.size:
+            items = np.full(1, -1, np.int32)
+        row_BxS = start_B[:, None] + np.arange(1 << (longest - 1).bit_length())[None, :]
+        seen_BxS = items.take(row_BxS, mode="clip")
+        return np.where(row_BxS < end_B[:, None], seen_BxS, np.int32(-1))
+
+
+def make_queries(
+    dataset: Dataset,
+    split: Split,
+    part: str,
+    *,
+    history: str,
+    history_length: int,
+    context: Sequence[str] = (),
+) -> EvalQueries:
+    """One query for each user with interactions to be predicted, asked at the first of them.
+
+    The history is all that the split lets be known of the user (which is what came before, where
+    the split goes by time); context features are of what came before the first target, always.
+
+    Args:
+      dataset: the data.
+      split: of that data.
+      part: `valid` or `test`.
+      history: `past` (known interactions in order) or `profile` (distinct known items).
+      history_length: L, the latest that are kept; 0 for none.
+      context: names of context features (see `available_context`).
+
+    Raises:
+      ConfigError: an unknown history policy.
+      DataError: the data has no times where they are needed, or the part is empty.
+    """
+    check_history(dataset, history, history_length)
+    check_context(dataset, context)
+    every = slim(dataset.interactions, context)
+    target = np.flatnonzero(split.target_M(part))
+    if not target.size:
+        raise DataError(
+            f"{dataset.name}: the split {split.name!r} has nothing to predict in {part!r}"
+        )
+    target = target[distinct_rows(every.user[target], every.item[target], keep="first")]
+    user_Q, first_Q, count_Q = np.unique(every.user[target], return_index=True, return_counts=True)
+    offsets = np.concatenate([[0], np.cumsum(count_Q)])
+    return _queries(
+        dataset,
+        every,
+        split.known_M(part),
+        train_M=split.part_M == TRAIN,
+        user_Q=user_Q,
+        targets=(offsets, every.item[target]),
+        request_Q=target[first_Q],
+        history=history,
+        history_length=history_length,
+        context=context,
+    )
+
+
+def serving_queries(
+    dataset: Dataset,
+    split: Split | None,
+    user_Q: Int[np.ndarray, "Q"],
+    *,
+    history: str,
+    history_length: int,
+    context: Sequence[str] = (),
+) -> EvalQueries:
+    """Queries for recommending to users now, with every interaction of the data known.
+
+    The request's time is that of the user's last interaction (so `time_since_last` is 0), the only
+    present that the data knows; a context column has no value at such a request.
+
+    Args:
+      dataset: the data.
+      split: says what training saw; None if it saw every interaction.
+      user_Q: positions of users, in any order, repeated or not.
+      history: as in `make_queries`.
+      history_length: as in `make_queries`.
+      context: as in `make_queries`.
+
+    Raises:
+      ConfigError: an unknown history policy.
+      DataError: a position outside the user table, or no times where they are needed.
+    """
+    check_history(dataset, history, history_length)
+    check_context(dataset, context)
+    outside = (user_Q < 0) | (user_Q >= dataset.users.size)
+    if outside.any():
+        raise DataError(
+            f"{dataset.name}: no user at position {user_Q[outside][0]} (query "
+            f"{np.flatnonzero(outside)[0]}); positions go from 0 to {dataset.users.size - 1}"
+        )
+    every = slim(dataset.interactions, context)
+    all_M = np.ones(every.size, bool)
+    return _queries(
+        dataset,
+        every,
+        all_M,
+        train_M=all_M if split is None else split.part_M == TRAIN,
+        user_Q=user_Q,
+        targets=(np.zeros(len(user_Q) + 1, np.int64), np.zeros(0, np.int32)),
+        request_Q=None,
+        history=history,
+        history_length=history_length,
+        context=context,
+    )
+
+
+def _queries(
+    dataset: Dataset,
+    every: Interactions,
+    known_M: np.ndarray,
+    *,
+    train_M: np.ndarray,
+    user_Q: np.ndarray,
+    targets: tuple[np.ndarray, np.ndarray],
+    request_Q: np.ndarray | None,
+    history: str,
+    history_length: int,
+    context: Sequence[str],
+) -> EvalQueries:
+    """Queries at the rows request_Q of every interaction; None: after the last of each user."""
+    trained_N = np.zeros(dataset.items.size, bool)
+    trained_N[every.item[train_M]] = True
+    asked_U = np.zeros(every.num_users, bool)
+    asked_U[user_Q] = True
+    asked_M = asked_U[every.user]
+    known_M, train_M = known_M & asked_M, train_M & asked_M
+    known = every.select(known_M)
+    distinct = _distinct(known)
+    trained = distinct if np.array_equal(known_M, train_M) else _distinct(every.select(train_M))
+    source = known if history == "past" else distinct
+    if request_Q is None:
+        past_end_Q = known.offsets[user_Q + 1]
+        last_Q = np.where(np.diff(every.offsets)[user_Q] > 0, every.offsets[user_Q + 1] - 1, -1)
+        time_Q = _at(every.time, last_Q)
+        request_Q = np.full(len(user_Q), -1)
+    else:
+        past_end_Q = np.searchsorted(np.flatnonzero(known_M), request_Q)
+        time_Q = _at(every.time, request_Q)
+    return EvalQueries(
+        user_Q=user_Q.astype(np.int32),
+        known=known,
+        target_offsets=targets[0],
+        target_items=targets[1],
+        target_in_training=trained_N[targets[1]],
+        history_count_Q=np.diff(known.offsets)[user_Q],
+        user_in_training_Q=np.diff(trained.offsets)[user_Q] > 0,
+        time_Q=time_Q,
+        past_end_Q=past_end_Q,
+        context=ContextReader.build(context, known, every, request_Q),
+        histories=Histories.build(source.item, history_length),
+        history_offsets=source.offsets,
+        seen_items={
+            "known": (distinct.offsets, distinct.item),
+            "train": (trained.offsets, trained.item),
+        },
+    )
+
+
+def _distinct(interactions: Interactions) -> Interactions:
+    return interactions.select(distinct_rows(interactions.user, interactions.item, keep="last"))
+
+
+def _at(time_M: np.ndarray | None, row_Q: np.ndarray) -> np.ndarray:
+    if time_M is None or not time_M.size:
+        return np.full(len(row_Q), np.nan)
+    return np.where(row_Q < 0, np.nan, time_M.take(row_Q, mode="clip"))

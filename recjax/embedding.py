@@ -1,0 +1,72 @@
+"""Embedding tables: rows looked up by id, and the gradients of rows that were looked up."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+
+@dataclasses.dataclass(frozen=True)
+class TableSpec:
+    """What an embedding table is, fixed when the model is built.
+
+    Args:
+        name: the features that share the table name it.
+        rows: how many ids it has.
+        dim: length of a row.
+        mode: 'dense': a parameter like any other, under any optax optimizer; 'rows': only the rows
+            that a batch touches are updated, by a `RowOptimizer`.
+        scale: standard deviation of a new row's entries.
+    """
+
+    name: str
+    rows: int
+    dim: int
+    mode: Literal["dense", "rows"] = "dense"
+    scale: float = 0.05
+
+
+def init_table(key: PRNGKeyArray, spec: TableSpec) -> Float[Array, "R D"]:
+    """A new table: normal with mean 0 and standard deviation `spec.scale`, float32."""
+    return spec.scale * jax.random.normal(key, (spec.rows, spec.dim), jnp.float32)
+
+
+def lookup(
+    table_RxD: Float[Array, "R D"], ids: Int[Array, "..."], *, axis: str | None = None
+) -> Float[Array, "... D"]:
+    """The rows of the ids; zeros for -1.
+
+    With `axis` the table is this device's shard (device d holds rows [d R, (d + 1) R)), the ids are
+    the same on all devices of the axis, and so is what they get. That form is not to be
+    differentiated: take gradients w.r.t. the rows that it returns.
+    """
+    num_rows = len(table_RxD)
+    if axis is not None:
+        ids = local_ids(ids, num_rows, axis)
+    rows = table_RxD.at[jnp.where(ids < 0, num_rows, ids)].get(mode="fill", fill_value=0.0)
+    return rows if axis is None else jax.lax.psum(rows, axis)
+
+
+def local_ids(ids: Int[Array, "..."], rows: int, axis: str) -> Int[Array, "..."]:
+    """Ids within this device's shard of `rows` rows; -1 for the ids of other shards."""
+    ids = jnp.where(ids < 0, -1, ids - jax.lax.axis_index(axis) * rows)
+    return jnp.where((ids >= 0) & (ids < rows), ids, -1)
+
+
+def deduplicate(
+    ids_M: Int[Array, "M"], grads_MxD: Float[Array, "M D"], num_rows: int
+) -> tuple[Int[Array, "M"], Float[Array, "M D"]]:
+    """Each id once, with the sum of its gradients; `num_rows` and zeros elsewhere.
+
+    The ids that are left are in rising order, with `num_rows` in between where an id came more than
+    once. Ids outside [0, num_rows), such as -1, are dropped.
+    """
+    is_row_M = (ids_M >= 0) & (ids_M < num_rows)
+    sorted_M = jnp.sort(jnp.where(is_row_M, ids_M, num_rows))
+    is_first_M = jnp.concatenate([jnp.ones(1, bool), sorted_M[1:] != sorted_M[:-1]])
+    # Sorting the ids alone and searching among them is twice as fast on CPU as sorting pairs.
+    slot_M = jnp.where(is_row_M, jnp.searchsorted(sorted_M, ids_M), len(ids_M))
+    sums_MxD = jnp.zeros_like(grads_MxD).at[slot_M].add(grads_MxD, mode="drop")
+    return jnp.where(is_first_M, sorted_M, num_rows), sums_MxD

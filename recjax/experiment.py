@@ -1,0 +1,389 @@
+"""Builds everything that a config and a data set define, before the first step."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from recjax.candidates import SOURCES, make_source
+from recjax.config import check_choices
+from recjax.data.context import DERIVED, available_context
+from recjax.data.dataset import Dataset
+from recjax.data.encode import Encoder, make_encoder
+from recjax.data.examples import TrainExamples, make_train_examples
+from recjax.data.loader import steps_per_epoch
+from recjax.data.queries import SEEN_POLICIES, EvalQueries, make_queries
+from recjax.data.registry import load_dataset
+from recjax.data.split import SPLITS, TRAIN, Split, make_split
+from recjax.embedding import TableSpec
+from recjax.errors import ConfigError
+from recjax.models.features import POOLINGS
+from recjax.models.retrieval import HEAD, RetrievalModel, SoftmaxHead
+from recjax.models.towers import ACTIVATIONS, ItemTower, QueryTower
+from recjax.optim import OPTIMIZERS, SCHEDULES, make_optimizer, make_row_optimizer
+from recjax.parallel import ROW_MULTIPLE, Parallel, make_parallel
+from recjax.scoring import Scorer
+from recjax.step import TrainState, TrainStep
+
+CHOICES = {
+    "data.unknown_items": ("error", "drop"),
+    "split.name": tuple(SPLITS),
+    "examples.labels": ("next_item", "multi_hot"),
+    "examples.history": ("past", "profile"),
+    "model.query.output": ("linear", "none"),
+    "model.query.activation": tuple(ACTIVATIONS),
+    "model.query.normalization": ("none", "layer"),
+    "model.query.pooling": POOLINGS,
+    "model.query.history_table": ("own", "item"),
+    "model.item.side": ("tower", "softmax"),
+    "model.item.output": ("linear", "none"),
+    "model.item.activation": tuple(ACTIVATIONS),
+    "model.item.normalization": ("none", "layer"),
+    "tables.mode": ("auto", "dense", "rows"),
+    "loss.candidates": ("full", *SOURCES),
+    "optim.name": tuple(OPTIMIZERS),
+    "optim.schedule": tuple(SCHEDULES),
+    "eval.corpus": ("listed", "rated", "seen"),
+    "eval.seen": SEEN_POLICIES,
+    "parallel.mapper": ("shard_map", "pmap"),
+}
+_POSITIVE = (
+    "model.dim",
+    "model.feature_dim",
+    "model.temperature",
+    "tables.init",
+    "loss.num_sampled",
+    "loss.corpus_chunk",
+    "optim.learning_rate",
+    "train.batch_size",
+    "eval.batch_size",
+    "checkpoint.keep",
+    "log.every",
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Experiment:
+    """A config made concrete: data, split, examples, model, step, devices.
+
+    Attributes:
+      config: what was asked for.
+      dataset: the data.
+      split: what is trained on, validated on and tested on.
+      context: names of the context features that the query tower reads.
+      examples: what the model is trained on.
+      encoder: gathers inputs from ids.
+      step: one training step.
+      parallel: the devices.
+      arrays: the encoder's arrays, on every device.
+      train_mask_N: items with a training interaction.
+      corpus_mask_N: items that are ranked.
+      rankable_mask_N: items that this model can score.
+    """
+
+    config: ConfigDict
+    dataset: Dataset
+    split: Split
+    context: tuple[str, ...]
+    examples: TrainExamples
+    encoder: Encoder
+    step: TrainStep
+    parallel: Parallel
+    arrays: Any
+    train_mask_N: np.ndarray
+    corpus_mask_N: np.ndarray
+    rankable_mask_N: np.ndarray
+
+    @property
+    def model(self) -> RetrievalModel:
+        """The model that the step trains."""
+        return self.step.model
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that see every example once."""
+        return steps_per_epoch(self.examples.size, self.config.train.batch_size)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return _total_steps(self.config, self.examples.size)
+
+    @functools.cached_property
+    def scorer(self) -> Scorer:
+        """Encodes queries and the corpus, and ranks."""
+        chunk = self.config.loss.corpus_chunk
+        return Scorer(self.model, self.encoder, self.dataset.items.size, chunk)
+
+    @functools.cached_property
+    def popularity_N(self) -> np.ndarray:
+        """Training interactions of every item."""
+        item = self.dataset.interactions.item[self.split.part_M == TRAIN]
+        return np.bincount(item, minlength=self.dataset.items.size)
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - an experiment lives as long as its program
+    def queries(self, part: str) -> EvalQueries:
+        """The queries of `valid` or `test`."""
+        examples = self.config.examples
+        return make_queries(
+            self.dataset,
+            self.split,
+            part,
+            history=examples.history,
+            history_length=examples.history_length,
+            context=self.context,
+        )
+
+    def serves(self, queries: EvalQueries) -> np.ndarray:
+        """bool [Q]: queries that the model can answer; one that reads ids alone needs the id."""
+        if any(spec.name != "user_id" for spec in self.model.query.features):
+            return np.ones(queries.size, bool)
+        return queries.user_in_training_Q
+
+    def init_state(self) -> TrainState:
+        """The state before the first step, on the devices."""
+        return self.parallel.place(self._new_state(), self.state_specs)
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state."""
+        return self.parallel.abstract(jax.eval_shape(self._new_state), self.state_specs)
+
+    @functools.cached_property
+    def state_specs(self) -> Any:
+        """How the state is split over the devices."""
+        return self.parallel.specs(jax.eval_shape(self._new_state), self.step.sharded)
+
+    def _new_state(self) -> TrainState:
+        batch = self.examples.batch(np.arange(2) % self.examples.size, seed=0, epoch=0)
+        with jax.numpy_dtype_promotion("standard"):
+            return self.step.init(self.config.seed, batch, self.arrays)
+
+
+def make_experiment(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
+    """Builds an experiment; `dataset` is loaded as the config says where it is None.
+
+    Raises:
+      ConfigError: a key outside its legal values, or keys that do not go together.
+      DataError: data that is missing or wrong.
+    """
+    check_config(config)
+    batch_size = config.train.batch_size
+    parallel = make_parallel(
+        config.parallel.mapper, config.parallel.data, config.parallel.model, batch_size
+    )
+    if dataset is None:
+        dataset = load_dataset(
+            config.data.name,
+            config.data.dir,
+            download=config.data.download,
+            unknown_items=config.data.unknown_items,
+            synthetic=config.data.synthetic.to_dict(),
+        )
+    split = make_split(
+        dataset,
+        config.split.name,
+        valid=config.split.valid,
+        test=config.split.test,
+        fold_in=config.split.fold_in,
+        seed=config.split.seed,
+    )
+    context = _context_names(dataset, config)
+    examples = make_train_examples(
+        dataset, split, context=context, **config.examples.to_dict()
+    )
+    encoder = _encoder(dataset, split, examples, context, config)
+    train_mask_N = np.zeros(dataset.items.size, bool)
+    train_mask_N[dataset.interactions.item[split.part_M == TRAIN]] = True
+    step = _step(config, encoder, examples, train_mask_N, parallel)
+    if config.optim.clip_norm > 0 and parallel.model > 1:
+        raise ConfigError(
+            "optim.clip_norm needs the norm of whole tables; set it to 0.0 or parallel.model to 1"
+        )
+    source = None
+    if config.loss.candidates != "full":
+        source = make_source(
+            config.loss.candidates,
+            examples.label_frequency_N,
+            count=config.loss.num_sampled,
+            power=config.loss.unigram_power,
+            mask_N=train_mask_N,
+        )
+    arrays = parallel.replicate({**encoder.arrays, "trainable_N": train_mask_N, "source": source})
+    return Experiment(
+        config=config,
+        dataset=dataset,
+        split=split,
+        context=context,
+        examples=examples,
+        encoder=encoder,
+        step=step,
+        parallel=parallel,
+        arrays=arrays,
+        train_mask_N=train_mask_N,
+        corpus_mask_N=_corpus(dataset, config.eval.corpus, train_mask_N),
+        rankable_mask_N=_rankable(step.model, train_mask_N),
+    )
+
+
+def check_config(config: ConfigDict) -> None:
+    """Checks values and combinations that need no data.
+
+    Raises:
+      ConfigError: naming the key, its value and what would be legal.
+    """
+    check_choices(config, CHOICES)
+    for key in _POSITIVE:
+        group, _, name = key.rpartition(".")
+        value = functools.reduce(getattr, group.split("."), config)[name]
+        if not value > 0:
+            raise ConfigError(f"config.{key}={value}: it must be above 0")
+    if not config.eval.ks or min(config.eval.ks) < 1:
+        raise ConfigError(f"config.eval.ks={config.eval.ks}: it needs at least one k, from 1 on")
+    if config.train.steps <= 0 and config.train.epochs <= 0:
+        raise ConfigError("config.train.epochs: it must be above 0 where train.steps is 0")
+    for side in (config.model.query, config.model.item):
+        if not 0.0 <= side.dropout < 1.0:
+            raise ConfigError(f"config.model.*.dropout={side.dropout}: it must be in [0, 1)")
+
+
+def _context_names(dataset: Dataset, config: ConfigDict) -> tuple[str, ...]:
+    asked = config.model.query.features
+    available = available_context(dataset, config.examples.labels)
+    return tuple(n for n in available if n in asked or ("all" in asked and n in DERIVED))
+
+
+def _encoder(
+    dataset: Dataset,
+    split: Split,
+    examples: TrainExamples,
+    context: tuple[str, ...],
+    config: ConfigDict,
+) -> Encoder:
+    sample = np.unique(np.linspace(0, examples.size - 1, 20_000).astype(np.int64))
+    batch = examples.batch(sample, seed=0, epoch=0) if context else {}
+    train = dataset.interactions.select(split.part_M == TRAIN)
+    item = config.model.item
+    shared = HEAD if item.side == "softmax" else "item_id"
+    return make_encoder(
+        dataset,
+        np.unique(train.user),
+        np.unique(train.item),
+        query_features=config.model.query.features,
+        item_features=item.features if item.side == "tower" else None,
+        context_sample={k: v for k, v in batch.items() if k.startswith("context/")},
+        history_length=config.examples.history_length,
+        history_table="history" if config.model.query.history_table == "own" else shared,
+    )
+
+
+def _step(
+    config: ConfigDict,
+    encoder: Encoder,
+    examples: TrainExamples,
+    train_mask_N: np.ndarray,
+    parallel: Parallel,
+) -> TrainStep:
+    num_items = len(train_mask_N)
+    full = config.loss.candidates == "full"
+    model = _model(config, encoder, num_items, full)
+    total = _total_steps(config, examples.size)
+    return TrainStep(
+        model=model,
+        encoder=encoder,
+        full=full,
+        optimizer=make_optimizer(config.optim, total),
+        row_optimizer=make_row_optimizer(config.optim, total),
+        num_items=num_items,
+        correct_logq=config.loss.correct_logq,
+        corpus_chunk=config.loss.corpus_chunk,
+        log_every=config.log.every,
+        model_axis=parallel.model_axis,
+        model_size=parallel.model,
+    )
+
+
+def _model(config: ConfigDict, encoder: Encoder, num_items: int, full: bool) -> RetrievalModel:
+    model, query, item = config.model, config.model.query, config.model.item
+    rows = dict(encoder.table_rows)
+    dims = dict.fromkeys(rows, model.feature_dim)
+    corpus_wide = set()
+    if item.side == "softmax":
+        rows[HEAD] = -(-num_items // ROW_MULTIPLE) * ROW_MULTIPLE
+        dims[HEAD] = model.dim
+        item_side: ItemTower | SoftmaxHead = SoftmaxHead(rows[HEAD], item.bias)
+        item_features = item_side.features
+    else:
+        item_side = ItemTower(encoder.item, model.dim, **_tower_settings(item))
+        item_features = encoder.item
+    if full:
+        corpus_wide = {spec.table for spec in item_features}
+    for side, features in ((query, encoder.query), (item, encoder.item)):
+        if len(features) == 1 and features[0].table and side.output == "none" and not side.hidden:
+            dims[features[0].table] = model.dim
+    specs = tuple(
+        _table(name, rows[name], dims[name], name in corpus_wide, config.tables) for name in rows
+    )
+    query_side = QueryTower(
+        encoder.query, model.dim, pooling=tuple(query.pooling), **_tower_settings(query)
+    )
+    for side, name in ((query_side, "query"), (item_side, "item")):
+        if isinstance(side, QueryTower | ItemTower):
+            _check_width(side, dims, name)
+    return RetrievalModel(
+        query_side, item_side, specs, temperature=model.temperature, normalize=model.normalize
+    )
+
+
+def _tower_settings(side: ConfigDict) -> dict[str, Any]:
+    names = ("output", "activation", "normalization", "dropout")
+    return {"hidden": tuple(side.hidden)} | {name: side[name] for name in names}
+
+
+def _table(name: str, rows: int, dim: int, corpus_wide: bool, tables: ConfigDict) -> TableSpec:
+    by_rows = tables.mode == "rows" or (tables.mode == "auto" and rows >= tables.rows_min)
+    mode = "rows" if by_rows and not corpus_wide else "dense"
+    if mode == "rows":
+        rows = -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
+    return TableSpec(name, rows, dim, mode, tables.init)
+
+
+def _check_width(tower: QueryTower | ItemTower, dims: dict[str, int], name: str) -> None:
+    """Without a last linear layer the features or the last hidden layer must be `dim` wide."""
+    if tower.output == "linear":
+        return
+    width = sum(
+        (spec.width or dims[spec.table]) * (len(tower.pooling) if spec.kind == "history" else 1)
+        for spec in tower.features
+    )
+    width = tower.hidden[-1] if tower.hidden else width
+    if width != tower.dim:
+        raise ConfigError(
+            f"config.model.{name}.output=none returns {width} numbers, but config.model.dim is "
+            f"{tower.dim}; use output=linear, or widths that agree"
+        )
+
+
+def _total_steps(config: ConfigDict, num_examples: int) -> int:
+    per_epoch = steps_per_epoch(num_examples, config.train.batch_size)
+    return config.train.steps or max(1, round(config.train.epochs * per_epoch))
+
+
+def _corpus(dataset: Dataset, name: str, train_mask_N: np.ndarray) -> np.ndarray:
+    if name == "listed":
+        return np.ones(dataset.items.size, bool)
+    if name == "seen":
+        return train_mask_N
+    rated_N = np.zeros(dataset.items.size, bool)
+    rated_N[dataset.interactions.item] = True
+    return rated_N
+
+
+def _rankable(model: RetrievalModel, train_mask_N: np.ndarray) -> np.ndarray:
+    """A head, or a tower over the id alone, scores only items that training saw."""
+    if any(spec.name not in ("item", "item_id") for spec in model.item.features):
+        return np.ones(len(train_mask_N), bool)
+    return train_mask_N

@@ -1,0 +1,91 @@
+"""From a tower's inputs to one vector per example: embeddings pooled, numbers passed, joined."""
+
+from collections.abc import Mapping, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from recjax.data.encode import FeatureSpec
+
+POOLINGS = ("mean", "sqrt", "last", "attention")
+
+
+class FeatureEncoder(nn.Module):
+    """Joins features into one vector: [B, F].
+
+    Attributes:
+      features: what is read, in the order of the joined vector.
+      pooling: how a history becomes one vector; several stand side by side.
+    """
+
+    features: tuple[FeatureSpec, ...]
+    pooling: tuple[str, ...] = ("mean",)
+
+    @nn.compact
+    def __call__(
+        self, inputs: Mapping[str, Array], rows: Mapping[str, Array]
+    ) -> Float[Array, "B F"]:
+        """Joins the features.
+
+        Args:
+          inputs: by feature, numbers [B, width] or ids [B] or [B, K] (-1 is padding).
+          rows: by feature with a table, the embedding rows of its ids, [B, D] or [B, K, D].
+        """
+        parts = []
+        for spec in self.features:
+            if spec.kind in ("dense", "vector"):
+                parts.append(inputs[spec.name])
+            elif spec.kind == "embedding":
+                parts.append(rows[spec.name])
+            elif spec.kind == "bag":
+                parts.append(pool_mean(rows[spec.name], inputs[spec.name]))
+            else:
+                parts.extend(self._pool(spec, rows[spec.name], inputs[spec.name]))
+        return jnp.concatenate(parts, axis=1)
+
+    def _pool(self, spec: FeatureSpec, rows_BxLxD: Array, ids_BxL: Array) -> Sequence[Array]:
+        pooled = []
+        for pooling in self.pooling:
+            if pooling == "mean":
+                pooled.append(pool_mean(rows_BxLxD, ids_BxL))
+            elif pooling == "sqrt":
+                pooled.append(pool_mean(rows_BxLxD, ids_BxL, power=0.5))
+            elif pooling == "last":
+                pooled.append(rows_BxLxD[:, -1, :])
+            else:
+                pooled.append(AttentionPool(name=f"{spec.name}_attention")(rows_BxLxD, ids_BxL))
+        return pooled
+
+
+class AttentionPool(nn.Module):
+    """Additive attention over a history (Bahdanau et al. 2015), with a learned weight per position.
+
+    weight_l = softmax_l(v . tanh(W h_l) + p_l); a history of padding alone gives zeros.
+    """
+
+    @nn.compact
+    def __call__(
+        self, rows_BxLxD: Float[Array, "B L D"], ids_BxL: Int[Array, "B L"]
+    ) -> Float[Array, "B D"]:
+        """Pools [B, L, D] to [B, D]; positions with id -1 have no weight."""
+        _, length, dim = rows_BxLxD.shape
+        position_L = self.param("position", nn.initializers.zeros, (length,))
+        hidden = jnp.tanh(nn.Dense(dim, use_bias=False, name="key")(rows_BxLxD))
+        logits_BxL = nn.Dense(1, use_bias=False, name="score")(hidden)[:, :, 0] + position_L[None, :]
+        known_BxL = ids_BxL >= 0
+        logits_BxL = jnp.where(known_BxL, logits_BxL, -1e9)
+        weights_BxL = jax.nn.softmax(logits_BxL, axis=1) * known_BxL.astype(logits_BxL.dtype)
+        return jnp.einsum("bl,bld->bd", weights_BxL, rows_BxLxD)
+
+
+def pool_mean(
+    rows_BxLxD: Float[Array, "B L D"], ids_BxL: Int[Array, "B L"], power: float = 1.0
+) -> Float[Array, "B D"]:
+    """Sum of the rows over their number to a power: 1 is the mean, 0.5 keeps some of the length.
+
+    Rows of padding (id -1) are zero already and are not counted; no rows give zeros.
+    """
+    count_B = jnp.maximum(jnp.sum(ids_BxL >= 0, axis=1), 1).astype(rows_BxLxD.dtype)
+    return jnp.sum(rows_BxLxD, axis=1) / (count_B**power)[:, None]

@@ -1,0 +1,183 @@
+"""The one model: a query tower, an item side, and their product."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from recjax.data.encode import FeatureSpec
+from recjax.embedding import TableSpec, init_table, lookup
+from recjax.models.towers import ItemTower, QueryTower
+from recjax.ops.softmax import log_partition
+
+HEAD = "head"  # the table of a softmax head
+
+Inputs = Mapping[str, Array]
+
+
+class SoftmaxHead(nn.Module):
+    """The item embedding matrix V [N, D] as an item side: phi(i) = V_i, and maybe a logit bias.
+
+    V itself is the table `head` of the model, so that it may be updated row by row, sharded, or
+    read by the watch history.
+
+    Attributes:
+      num_items: N.
+      use_bias: whether each item has a logit bias.
+    """
+
+    num_items: int
+    use_bias: bool = False
+
+    def setup(self):
+        """Declares the bias."""
+        if self.use_bias:
+            self.bias = self.param("bias", nn.initializers.zeros, (self.num_items,))
+
+    @property
+    def features(self) -> tuple[FeatureSpec, ...]:
+        """A head reads the item's position alone."""
+        return (FeatureSpec("item", "embedding", table=HEAD),)
+
+    def __call__(
+        self, inputs: Inputs, rows: Mapping[str, Array], index_B: Int[Array, "B"] | None = None
+    ) -> Float[Array, "B D"]:
+        """The rows of V of the items asked for."""
+        del inputs, index_B
+        return rows["item"]
+
+    def logit_bias(self) -> Float[Array, "N"]:
+        """The bias of every item; zeros where the head has none."""
+        return self.bias if self.use_bias else jnp.zeros(self.num_items, jnp.float32)
+
+
+class RetrievalModel(nn.Module):
+    """score(q, i) = <psi(x_q), phi(x_i)> / temperature + b_i, and p(i | q), its softmax.
+
+    `query` and `item` are towers or a head; MF is a query tower over the user id without hidden
+    layers beside a softmax head. Inputs are what `Encoder.query_inputs` and `Encoder.item_inputs`
+    return. Dense tables are parameters, `params/embedding/<name>`; tables in mode `rows` are the
+    collection `tables`, and a caller may pass `rows` (feature -> looked-up rows) in their place.
+
+    Attributes:
+      query: the query tower.
+      item: an ItemTower or a SoftmaxHead.
+      tables: every embedding table of both sides; sides share a table by naming it.
+      temperature: divides the product.
+      normalize: whether both sides are scaled to unit length.
+    """
+
+    query: QueryTower
+    item: ItemTower | SoftmaxHead
+    tables: tuple[TableSpec, ...]
+    temperature: float = 1.0
+    normalize: bool = False
+
+    def setup(self):
+        """Makes the tables, at initialisation only: later they are read where they are needed."""
+        if self.is_initializing():
+            dense = {s.name: s for s in self.tables if s.mode == "dense"}
+            self.variable("params", "embedding", self._init_dense, dense)
+            for spec in self.tables:
+                if spec.mode == "rows":
+                    self.variable("tables", spec.name, self._init_table, spec)
+
+    def _init_table(self, spec: TableSpec) -> Array:
+        return init_table(self.make_rng("params"), spec)
+
+    def _init_dense(self, specs: Mapping[str, TableSpec]) -> dict[str, Array]:
+        return {name: self._init_table(spec) for name, spec in specs.items()}
+
+    def __call__(self, query_inputs: Inputs, item_inputs: Inputs) -> Float[Array, "B"]:
+        """The score of each pair: see `score`."""
+        return self.score(query_inputs, item_inputs)
+
+    def embed_query(
+        self,
+        inputs: Inputs,
+        rows: Mapping[str, Array] | None = None,
+        index_B: Int[Array, "B"] | None = None,
+    ) -> Float[Array, "B D"]:
+        """psi(x) [B, D]; `index_B` (global example indices) switches dropout on."""
+        embedded = self.query(inputs, self._rows(self.query.features, inputs, rows), index_B)
+        return unit(embedded) if self.normalize else embedded
+
+    def embed_items(
+        self,
+        inputs: Inputs,
+        rows: Mapping[str, Array] | None = None,
+        index_B: Int[Array, "B"] | None = None,
+    ) -> Float[Array, "B D"]:
+        """phi(x_i) [B, D]; `index_B` (item positions) switches dropout on."""
+        embedded = self.item(inputs, self._rows(self.item.features, inputs, rows), index_B)
+        return unit(embedded) if self.normalize else embedded
+
+    def item_bias(self) -> Float[Array, "N"] | None:
+        """The logit bias of every item of a softmax head that has one; else None."""
+        if isinstance(self.item, SoftmaxHead) and self.item.use_bias:
+            return self.item.logit_bias()
+        return None
+
+    def score(self, query_inputs: Inputs, item_inputs: Inputs) -> Float[Array, "B"]:
+        """One score for each (query, item) pair of two equally long batches."""
+        query_BxD, item_BxD = self.embed_query(query_inputs), self.embed_items(item_inputs)
+        score_B = jnp.sum(query_BxD * item_BxD, axis=1) / self.temperature
+        bias_N = self.item_bias()
+        return score_B if bias_N is None else score_B + bias_N[item_inputs["item"]]
+
+    def log_prob(
+        self,
+        query_inputs: Inputs,
+        item_inputs: Inputs,
+        corpus_inputs: Inputs,
+        corpus_mask_N: Bool[Array, "N"] | None = None,
+    ) -> Float[Array, "B"]:
+        """log p(i | q) = score(q, i) - log Z(q), of each pair; Z sums over the masked corpus.
+
+        Args:
+          query_inputs: B queries.
+          item_inputs: B items.
+          corpus_inputs: every item of the corpus, in order of position.
+          corpus_mask_N: False where an item of the corpus is left out of Z.
+        """
+        log_z_B = log_partition(
+            self.embed_query(query_inputs),
+            self.embed_items(corpus_inputs),
+            bias_N=self.item_bias(),
+            mask_N=corpus_mask_N,
+            scale=1.0 / self.temperature,
+        )
+        return self.score(query_inputs, item_inputs) - log_z_B
+
+    def _rows(
+        self,
+        features: tuple[FeatureSpec, ...],
+        inputs: Inputs,
+        rows: Mapping[str, Array] | None,
+    ) -> dict[str, Array]:
+        found = dict(rows or {})
+        modes = {spec.name: spec.mode for spec in self.tables}
+        for spec in features:
+            if spec.table and spec.name not in found:
+                if modes[spec.table] == "rows":
+                    table = self.get_variable("tables", spec.table)
+                else:
+                    table = self.get_variable("params", "embedding")[spec.table]
+                found[spec.name] = lookup(table, inputs[spec.name])
+        return found
+
+
+def row_features(
+    features: tuple[FeatureSpec, ...], tables: tuple[TableSpec, ...]
+) -> tuple[FeatureSpec, ...]:
+    """The features whose table is in mode `rows`: a train step looks these up itself."""
+    rows = {spec.name for spec in tables if spec.mode == "rows"}
+    return tuple(spec for spec in features if spec.table in rows)
+
+
+def unit(x_BxD: Float[Array, "B D"]) -> Float[Array, "B D"]:
+    """Rows scaled to length 1; a row of zeros stays zero."""
+    square_Bx1 = jnp.sum(x_BxD * x_BxD, axis=1, keepdims=True)
+    return x_BxD * jax.lax.rsqrt(jnp.maximum(square_Bx1, 1e-12))

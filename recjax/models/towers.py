@@ -1,0 +1,93 @@
+"""Towers: features through hidden layers to one vector per query or per item."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from recjax.data.encode import FeatureSpec
+from recjax.models.features import FeatureEncoder
+
+ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "silu": jax.nn.silu, "tanh": jnp.tanh}
+
+
+class ExampleDropout(nn.Module):
+    """Dropout whose noise depends on the example's index, not on its place in a batch.
+
+    So an example meets the same noise on one device and on eight.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(
+        self, x_BxH: Float[Array, "B H"], index_B: Int[Array, "B"] | None
+    ) -> Float[Array, "B H"]:
+        """Drops entries with probability `rate`; no index means no dropout."""
+        if self.rate == 0.0 or index_B is None:
+            return x_BxH
+        key = self.make_rng("dropout")
+        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, index_B)
+        width = x_BxH.shape[1:]
+        keep_BxH = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - self.rate, width))(keys_B)
+        return jnp.where(keep_BxH, x_BxH / (1.0 - self.rate), 0.0)
+
+
+class Tower(nn.Module):
+    """Features, hidden layers, and a last layer of width `dim`.
+
+    Attributes:
+      features: what is read.
+      dim: width of the output, D.
+      hidden: widths of the hidden layers; () has none.
+      output: `linear` for a last layer of width D, `none` to return the last hidden layer (or the
+        joined features, where there is none) as it is.
+      activation: a key of ACTIVATIONS.
+      normalization: `layer` puts a LayerNorm before each activation; `none` does not.
+      dropout: rate after each hidden layer.
+      pooling: of histories; see FeatureEncoder.
+    """
+
+    features: tuple[FeatureSpec, ...]
+    dim: int
+    hidden: tuple[int, ...] = ()
+    output: str = "linear"
+    activation: str = "relu"
+    normalization: str = "none"
+    dropout: float = 0.0
+    pooling: tuple[str, ...] = ("mean",)
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: Mapping[str, Array],
+        rows: Mapping[str, Array],
+        index_B: Int[Array, "B"] | None = None,
+    ) -> Float[Array, "B D"]:
+        """Embeds a batch.
+
+        Args:
+          inputs: see FeatureEncoder.
+          rows: see FeatureEncoder.
+          index_B: global example (or item) indices that key dropout; None switches it off.
+        """
+        x_BxH = FeatureEncoder(self.features, self.pooling, name="features")(inputs, rows)
+        for layer, width in enumerate(self.hidden):
+            x_BxH = nn.Dense(width, name=f"hidden_{layer}")(x_BxH)
+            if self.normalization == "layer":
+                x_BxH = nn.LayerNorm(name=f"norm_{layer}")(x_BxH)
+            x_BxH = ACTIVATIONS[self.activation](x_BxH)
+            x_BxH = ExampleDropout(self.dropout, name=f"dropout_{layer}")(x_BxH, index_B)
+        if self.output == "linear":
+            x_BxH = nn.Dense(self.dim, name="output")(x_BxH)
+        return x_BxH
+
+
+class QueryTower(Tower):
+    """psi(x): user features, watch history and context to a query embedding [B, D]."""
+
+
+class ItemTower(Tower):
+    """phi(x_i): item features to an item embedding [B, D]."""

@@ -1,0 +1,234 @@
+"""The library's face: load a config or a data set, train, load a run, ask it for items."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from ml_collections import ConfigDict
+
+from recjax.checkpoint import Checkpointer
+from recjax.config import config_from_json
+from recjax.data.dataset import Dataset
+from recjax.data.queries import serving_queries
+from recjax.errors import CheckpointError, DataError
+from recjax.evaluate import Evaluation
+from recjax.experiment import Experiment, make_experiment
+from recjax.summary import describe, report
+from recjax.train import (
+    evaluate_model,
+    model_ranker,
+    protocol_of,
+    restore_best,
+    train_experiment,
+    variables_of,
+)
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A trained model in its workdir, at the checkpoint with the best validation.
+
+    Attributes:
+      workdir: where the run lies.
+      experiment: its data, split, model and devices.
+      variables: what `experiment.model.apply` takes.
+      step: the step of the checkpoint.
+    """
+
+    workdir: pathlib.Path
+    experiment: Experiment
+    variables: PyTree
+    step: int
+
+    @property
+    def config(self) -> ConfigDict:
+        """The config that the run was trained under."""
+        return self.experiment.config
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The last value of every scalar in metrics.jsonl, such as `test/recall@10`."""
+        latest: dict[str, float] = {}
+        with open(self.workdir / "metrics.jsonl") as lines:
+            for line in lines:
+                latest |= json.loads(line)
+        latest.pop("step", None)
+        return latest
+
+    def evaluate(self, part: str = "test", **settings: Any) -> Evaluation:
+        """Ranks and measures again.
+
+        Args:
+          part: `valid` or `test`.
+          **settings: in place of the config's: `ks`, `seen`, `batch_size`, `samples` (of the
+            bootstrap).
+        """
+        return evaluate_model(self.experiment, self.variables, part, **settings)
+
+    def recommend(
+        self, user_ids: Sequence[Any] | np.ndarray, k: int = 10, *, seen: str = "known"
+    ) -> pl.DataFrame:
+        """The k best items for each user now, every interaction of the data known.
+
+        Args:
+          user_ids: as the data writes them.
+          k: items a user.
+          seen: `known` leaves out what the user interacted with; `none` does not.
+
+        Returns:
+          Columns user, rank (from 1), item, score, and title where items have one. A user whom the
+          model cannot serve (matrix factorisation and an unknown user) has no rows.
+
+        Raises:
+          DataError: ids that the data does not hold.
+        """
+        dataset = self.experiment.dataset
+        user_Q = self._users(user_ids)
+        queries = self._queries(user_Q)
+        served = np.flatnonzero(self.experiment.serves(queries))
+        rank = model_ranker(self.experiment, self.variables)
+        size = self.config.eval.batch_size
+        scores, items = [], []
+        for start in range(0, len(served), size):
+            rows = served[start : start + size]
+            filled = np.resize(rows, size)
+            found = rank(queries.batch(filled), queries.seen(filled, seen), k)
+            scores.append(np.asarray(found[0])[: len(rows)])
+            items.append(np.asarray(found[1])[: len(rows)])
+        item_M = np.concatenate(items).reshape(-1) if items else np.zeros(0, np.int32)
+        score_M = np.concatenate(scores).reshape(-1) if scores else np.zeros(0, np.float32)
+        there = item_M >= 0
+        columns = {
+            "user": np.repeat(dataset.users.ids[user_Q[served]], k)[there],
+            "rank": np.tile(np.arange(1, k + 1), len(served))[there],
+            "item": dataset.items.ids[item_M[there]],
+            "score": score_M[there],
+        }
+        if dataset.titles is not None:
+            columns["title"] = dataset.titles[item_M[there]]
+        return pl.DataFrame(columns)
+
+    def query_embeddings(self, user_ids: Sequence[Any] | np.ndarray | None = None) -> np.ndarray:
+        """psi(x) of users now, float32 [Q, D]; of every user in the table where None."""
+        users = self.experiment.dataset.users
+        user_Q = np.arange(users.size) if user_ids is None else self._users(user_ids)
+        queries = self._queries(user_Q)
+        size = self.config.eval.batch_size
+        embed = self.experiment.scorer.embed_queries
+        parts = [np.zeros((0, self.config.model.dim), np.float32)]
+        for start in range(0, queries.size, size):
+            rows = np.arange(start, min(start + size, queries.size))
+            batch = queries.batch(np.resize(rows, size))
+            embedded = embed(self.variables, self.experiment.arrays, batch)
+            parts.append(np.asarray(embedded)[: len(rows)])
+        return np.concatenate(parts)
+
+    def item_embeddings(self) -> np.ndarray:
+        """phi(x_i) of every item in the table, float32 [N, D]."""
+        scorer = self.experiment.scorer
+        return np.asarray(scorer.embed_corpus(self.variables, self.experiment.arrays))
+
+    def _users(self, user_ids: Sequence[Any] | np.ndarray) -> np.ndarray:
+        ids = np.asarray(user_ids)
+        positions = self.experiment.dataset.users.index_of(ids)
+        if (positions < 0).any():
+            unknown = ids[positions < 0]
+            raise DataError(
+                f"{self.experiment.dataset.name}: {len(unknown)} of {len(ids)} user ids are not in "
+                f"the data; the first: {unknown[:5].tolist()}"
+            )
+        return positions
+
+    def _queries(self, user_Q: np.ndarray):
+        examples = self.config.examples
+        return serving_queries(
+            self.experiment.dataset,
+            self.experiment.split,
+            user_Q,
+            history=examples.history,
+            history_length=examples.history_length,
+            context=self.experiment.context,
+        )
+
+
+def train(
+    config: ConfigDict,
+    workdir: str | os.PathLike[str] = "",
+    dataset: Dataset | None = None,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    quiet: bool = False,
+) -> Run | None:
+    """Trains what a config says, or goes on with what the workdir holds, and tests it.
+
+    Args:
+      config: as `load_config` returns it.
+      workdir: where everything is left; a new folder in the system's temporary one where empty.
+      dataset: in place of the one that `config.data` names.
+      should_stop: asked before every step; if true, the state is saved and training ends.
+      quiet: print nothing.
+
+    Returns:
+      The run; None if `should_stop` ended it before its last step.
+
+    Raises:
+      ConfigError: a key outside its legal values, or keys that do not go together.
+      DataError: data that is missing or wrong.
+      CheckpointError: the workdir holds another run, or cannot be written.
+      DivergenceError: the loss became NaN or infinite.
+    """
+    path = pathlib.Path(workdir) if workdir else pathlib.Path(tempfile.mkdtemp(prefix="recjax-"))
+    experiment = make_experiment(config, dataset)
+    show = print if not quiet else lambda text: None
+    show(describe(experiment, path))
+    finished = train_experiment(experiment, path, should_stop=should_stop, quiet=quiet)
+    if not finished:
+        return None
+    run = _open(experiment, path)
+    show(report(experiment, path))
+    return run
+
+
+def load_run(workdir: str | os.PathLike[str], dataset: Dataset | None = None) -> Run:
+    """A finished (or at least validated) run, on one device.
+
+    Args:
+      workdir: where it lies.
+      dataset: what it was trained on, where that was not read from files.
+
+    Raises:
+      CheckpointError: no run there, no validation yet, or data that is not the run's.
+    """
+    path = pathlib.Path(workdir)
+    config_file = path / "config.json"
+    if not config_file.exists():
+        raise CheckpointError(f"{path} holds no run: there is no {config_file}")
+    config = config_from_json(config_file.read_text(), str(config_file))
+    with config.unlocked():
+        config.parallel.mapper, config.parallel.data, config.parallel.model = "shard_map", 1, 1
+    experiment = make_experiment(config, dataset)
+    known = json.loads((path / "protocol.json").read_text())
+    for key, value in protocol_of(experiment).items():
+        if key.endswith("hash") and known[key] != value:
+            raise CheckpointError(
+                f"{path}: the run's {key} is {known[key]} (data set {known['dataset']!r}), here it "
+                f"is {value}; pass the data that it was trained on as `dataset`"
+            )
+    return _open(experiment, path)
+
+
+def _open(experiment: Experiment, workdir: pathlib.Path) -> Run:
+    checkpointer = Checkpointer(workdir / "checkpoints", read_only=True)
+    try:
+        step, state = restore_best(experiment, checkpointer)
+    finally:
+        checkpointer.close()
+    return Run(workdir, experiment, variables_of(state), step)

@@ -1,0 +1,94 @@
+"""A trained model as functions: queries and corpus to embeddings, and rankings of the corpus."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from recjax.data.encode import Encoder
+from recjax.models.corpus import encode_corpus
+from recjax.models.retrieval import RetrievalModel
+from recjax.ops.topk import top_k
+
+PyTree = Any
+Ranker = Callable[[dict[str, np.ndarray], np.ndarray, int], tuple[Array, Array]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scorer:
+    """Jitted functions of (variables, arrays, ...), compiled once per shape.
+
+    Attributes:
+      model: scores.
+      encoder: gathers its inputs.
+      num_items: N, items of the data set.
+      chunk: items encoded at a time.
+    """
+
+    model: RetrievalModel
+    encoder: Encoder
+    num_items: int
+    chunk: int = 8192
+
+    @functools.cached_property
+    def embed_queries(self) -> Callable[[PyTree, PyTree, PyTree], Float[Array, "B D"]]:
+        """(variables, arrays, batch) -> query embeddings [B, D]."""
+
+        def embed(variables, arrays, batch):
+            inputs = self.encoder.query_inputs(arrays, batch)
+            return self.model.apply(variables, inputs, method="embed_query")
+
+        return jax.jit(embed)
+
+    @functools.cached_property
+    def embed_corpus(self) -> Callable[[PyTree, PyTree], Float[Array, "N D"]]:
+        """(variables, arrays) -> embeddings of every item [N, D]."""
+
+        def embed(variables, arrays):
+            def encode(item_C):
+                inputs = self.encoder.item_inputs(arrays, item_C)
+                return self.model.apply(variables, inputs, method="embed_items")
+
+            return encode_corpus(encode, jnp.arange(self.num_items), self.chunk)
+
+        return jax.jit(embed)
+
+    @functools.cached_property
+    def _rank(self) -> Callable[..., tuple[Array, Array]]:
+        def rank(variables, arrays, item_NxD, mask_N, batch, seen_BxS, k):
+            bias_N = self.model.apply(variables, method="item_bias")
+            inputs = self.encoder.query_inputs(arrays, batch)
+            return top_k(
+                self.model.apply(variables, inputs, method="embed_query"),
+                item_NxD,
+                k,
+                bias_N=None if bias_N is None else bias_N[: self.num_items],
+                mask_N=mask_N,
+                seen_BxS=seen_BxS,
+                scale=1.0 / self.model.temperature,
+            )
+
+        return jax.jit(rank, static_argnames="k")
+
+    def ranker(self, variables: PyTree, arrays: PyTree, mask_N: Bool[np.ndarray, "N"]) -> Ranker:
+        """Ranks the corpus: (batch, seen_BxS, k) -> (scores [B, K], item positions [B, K]).
+
+        Args:
+          variables: of the model.
+          arrays: the encoder's, on the device.
+          mask_N: the items that may be ranked.
+        """
+        item_NxD = self.embed_corpus(variables, arrays)
+        mask = jnp.asarray(mask_N)
+
+        def rank(
+            batch: dict[str, np.ndarray], seen_BxS: Int[np.ndarray, "B S"], k: int
+        ) -> tuple[Array, Array]:
+            return self._rank(variables, arrays, item_NxD, mask, batch, seen_BxS, k=k)
+
+        return rank

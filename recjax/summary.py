@@ -1,0 +1,135 @@
+"""What a run says of itself: what it will do, and what came out."""
+
+import json
+import math
+import pathlib
+from typing import Any
+
+import jax
+
+from recjax.data.split import TEST, TRAIN, VALID
+from recjax.experiment import Experiment
+from recjax.models.retrieval import RetrievalModel, SoftmaxHead
+from recjax.parallel import describe_devices
+from recjax.slices import NOT_SCORED
+from recjax.tables import metrics_table, slices_table, table_text
+
+_PARTS = {"train": TRAIN, "valid": VALID, "test": TEST}
+
+
+def describe(experiment: Experiment, workdir: pathlib.Path) -> str:
+    """The plan, a line each: data, split, examples, model, sizes, loss, devices, workdir."""
+    config, dataset, split = experiment.config, experiment.dataset, experiment.split
+    parts = {name: int((split.part_M == code).sum()) for name, code in _PARTS.items()}
+    counts = ", ".join(f"{count:,} {name}" for name, count in parts.items())
+    model = experiment.model
+    state = experiment.abstract_state
+    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves((state.params, state.tables)))
+    rows = [
+        (
+            "data",
+            f"{dataset.name}: {dataset.users.size:,} users, {dataset.items.size:,} items, "
+            f"{dataset.interactions.size:,} interactions",
+        ),
+        ("split", f"{split.name}: {counts}"),
+        ("examples", experiment.examples.describe()),
+        ("query side", _tower(model.query)),
+        ("item side", _item_side(model)),
+        ("parameters", f"{size:,}; {_tables(model)}"),
+        ("loss", _loss(experiment)),
+        (
+            "optimizer",
+            f"{config.optim.name}, learning rate {config.optim.learning_rate:g}, "
+            f"{experiment.total_steps:,} steps of {config.train.batch_size:,} examples "
+            f"({experiment.steps_per_epoch:,} an epoch)",
+        ),
+        (
+            "ranking",
+            f"{int(experiment.corpus_mask_N.sum()):,} items ({config.eval.corpus}), "
+            f"without the user's {config.eval.seen} ones; chosen by valid/{config.eval.metric}",
+        ),
+        (
+            "devices",
+            f"{describe_devices()}, {config.parallel.mapper}, "
+            f"data {experiment.parallel.data} x model {experiment.parallel.model}",
+        ),
+        ("workdir", str(workdir)),
+    ]
+    notes = []
+    if not isinstance(model.item, SoftmaxHead) and _reads_id_alone(model):
+        notes.append(
+            "note: this data has no item features, so the item tower reads the item id alone and "
+            "cannot rank items that training never saw"
+        )
+    return "\n".join([f"{name:<11} {text}" for name, text in rows] + notes)
+
+
+def report(experiment: Experiment, workdir: pathlib.Path) -> str:
+    """The final tables, from `eval/test.json`, and where everything lies."""
+    record: dict[str, Any] = json.loads((workdir / "eval" / "test.json").read_text())
+    rankers = record["rankers"]
+    k = experiment.config.eval.metric.rpartition("@")[2]
+    largest = max(experiment.config.eval.ks)
+    shown = [name for name in rankers["model"]["metrics"] if name.endswith((f"@{k}", f"@{largest}"))]
+    by_name = {name: one["metrics"] for name, one in rankers.items()}
+    intervals = {"model": {k: tuple(v) for k, v in rankers["model"]["intervals"].items()}}
+    slices = {k: v for k, v in rankers["model"]["slices"].items() if v["queries"]}
+    lines = [
+        table_text(
+            metrics_table(
+                by_name,
+                intervals=intervals,
+                metrics=shown,
+                title=f"test, {record['queries']:,} queries, the model of step {record['step']:,}",
+            )
+        ),
+        table_text(slices_table(slices, (f"recall@{k}", f"ndcg@{k}"), title="where the model is good")),
+    ]
+    lines += [
+        f"{name}: {NOT_SCORED} ({one['not_scored']:,})"
+        for name, one in slices.items()
+        if one["status"] == NOT_SCORED
+    ]
+    lines.append(
+        f"Everything lies in {workdir}: metrics.jsonl, protocol.json, config.json, checkpoints/, "
+        "tensorboard/, eval/test.parquet (per query), eval/test.json"
+    )
+    return "\n".join(lines)
+
+
+def _tower(tower: Any) -> str:
+    layers = "-".join(map(str, tower.hidden)) or "no"
+    last = f"-> {tower.dim}" if tower.output == "linear" else "as it is"
+    return f"{', '.join(spec.name for spec in tower.features)}; hidden {layers}, {last}"
+
+
+def _item_side(model: RetrievalModel) -> str:
+    if isinstance(model.item, SoftmaxHead):
+        return f"softmax head, {model.item.num_items:,} rows" + (
+            " with a bias each" if model.item.use_bias else ""
+        )
+    return f"tower: {_tower(model.item)}"
+
+
+def _tables(model: RetrievalModel) -> str:
+    large = sorted(model.tables, key=lambda spec: -spec.rows)[:4]
+    shown = ", ".join(f"{s.name} {s.rows:,} x {s.dim} ({s.mode})" for s in large)
+    more = len(model.tables) - len(large)
+    return f"tables {shown}" + (f" and {more} smaller" if more > 0 else "")
+
+
+def _loss(experiment: Experiment) -> str:
+    config, loss = experiment.config, experiment.config.loss
+    against = {
+        "full": "every item that training knows",
+        "in_batch": f"the batch's {config.train.batch_size:,} items",
+    }
+    candidates = against.get(loss.candidates, f"{loss.num_sampled:,} {loss.candidates} draws")
+    if loss.candidates == "full":
+        return f"softmax cross-entropy against {candidates}"
+    corrected = "corrected by logQ" if loss.correct_logq else "without logQ (biased)"
+    return f"softmax cross-entropy against {candidates}, {corrected}"
+
+
+def _reads_id_alone(model: RetrievalModel) -> bool:
+    return all(spec.name == "item_id" for spec in model.item.features)

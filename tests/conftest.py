@@ -1,0 +1,18 @@
+"""Every test runs on eight fake CPU devices, with strict shapes and dtypes."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Optax's Adam and cosine schedules mix int32 counts with floats, so whoever calls them does it
+# under `jax.numpy_dtype_promotion("standard")`.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+install_import_hook("recjax", "beartype.beartype")

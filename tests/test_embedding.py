@@ -1,0 +1,66 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+
+from recjax.embedding import TableSpec, deduplicate, init_table, local_ids, lookup
+
+TABLE = jnp.arange(24, dtype=jnp.float32).reshape(8, 3)
+IDS = jnp.asarray([[0, -1, 7], [3, 3, -1]], jnp.int32)
+
+
+def on_four_devices(function, in_specs, out_specs):
+    mesh = Mesh(np.array(jax.devices()[:4]), ("model",), axis_types=(AxisType.Auto,))
+    return jax.jit(
+        jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    )
+
+
+def test_lookup_gives_rows_and_zeros_for_padding():
+    rows = lookup(TABLE, IDS)
+    assert rows.shape == (2, 3, 3)
+    np.testing.assert_array_equal(rows[0], [[0, 1, 2], [0, 0, 0], [21, 22, 23]])
+    np.testing.assert_array_equal(rows[1], [[9, 10, 11], [9, 10, 11], [0, 0, 0]])
+
+
+def test_the_gradient_of_lookup_counts_each_use_and_no_padding():
+    grad = jax.grad(lambda table: lookup(table, IDS).sum())(TABLE)
+    np.testing.assert_array_equal(grad[:, 0], [1, 0, 0, 2, 0, 0, 0, 1])
+
+
+def test_a_table_split_over_four_devices_gives_the_same_rows():
+    run = on_four_devices(
+        lambda table, ids: lookup(table, ids, axis="model"), (P("model"), P()), P()
+    )
+    np.testing.assert_array_equal(run(TABLE, IDS), lookup(TABLE, IDS))
+
+
+def test_local_ids_are_rows_of_the_shard():
+    run = on_four_devices(lambda ids: local_ids(ids, 2, "model")[None], P(), P("model"))
+    ids = jnp.asarray([-1, 0, 1, 5, 7], jnp.int32)
+    expected = [[-1, 0, 1, -1, -1], [-1] * 5, [-1, -1, -1, 1, -1], [-1, -1, -1, -1, 1]]
+    np.testing.assert_array_equal(run(ids), expected)
+
+
+def test_a_new_table_is_normal_with_the_given_scale():
+    table = init_table(jax.random.key(0), TableSpec("user_id", rows=500, dim=20, scale=0.1))
+    assert table.shape == (500, 20) and table.dtype == jnp.float32
+    np.testing.assert_allclose([table.mean(), table.std()], [0, 0.1], atol=2e-3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(-1, 6), min_size=12, max_size=12))
+def test_deduplicate_sums_the_gradients_of_each_id(ids):
+    grads = np.arange(24, dtype=np.float32).reshape(12, 2)
+    unique, sums = map(np.asarray, deduplicate(jnp.asarray(ids, jnp.int32), jnp.asarray(grads), 5))
+    expected = np.zeros((5, 2), np.float32)
+    for id_, grad in zip(ids, grads, strict=True):
+        if 0 <= id_ < 5:
+            expected[id_] += grad
+    left = unique < 5
+    np.testing.assert_array_equal(unique[left], sorted({i for i in ids if 0 <= i < 5}))
+    np.testing.assert_array_equal(sums[left], expected[unique[left]])
+    assert (unique[~left] == 5).all() and not sums[~left].any()
