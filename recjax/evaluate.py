@@ -4,18 +4,18 @@ import collections
 import dataclasses
 import io
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float, Int, Num
+from jaxtyping import Bool, Float, Num
 
 from recjax import metrics as metrics_lib
 from recjax import slices as slices_lib
 from recjax.baselines import Ranker
 from recjax.errors import DataError, DivergenceError
+from recjax.files import write_file
 
 
 @runtime_checkable
@@ -83,20 +83,9 @@ class Evaluation:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes `per_query` as Parquet: the whole file or, on an error, none."""
-        path = pathlib.Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
         self.per_query.write_parquet(content)
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            with open(partial, "wb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        write_file(path, content.getvalue())
 
 
 def evaluate(
@@ -134,8 +123,8 @@ def evaluate(
       user_ids_U: ids of the users, for `per_query`; positions where None.
       samples: bootstrap samples; 0 for no intervals.
       seed: seed of the bootstrap.
-      in_flight: batches dispatched before the oldest is fetched. 0 where fake CPU devices run
-        collectives, which deadlock when queued.
+      in_flight: batches left unfetched while the next is prepared and dispatched. 0 where
+        fake CPU devices run collectives, which deadlock when queued.
 
     Raises:
       DataError: the part has no queries.
@@ -279,7 +268,7 @@ def _per_query_frame(
     queries: Queries,
     targets: slices_lib.Targets,
     metrics_Q: Mapping[str, np.ndarray],
-    served_Q: Int[np.ndarray, " Q"] | Bool[np.ndarray, " Q"],
+    served_Q: Bool[np.ndarray, " Q"],
     user_ids_U: np.ndarray | None,
 ) -> pl.DataFrame:
     def count(chosen_T: np.ndarray) -> np.ndarray:

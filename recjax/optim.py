@@ -18,8 +18,6 @@ from jaxtyping import Array, Float, Int
 from recjax.embedding import deduplicate, local_ids
 from recjax.errors import ConfigError
 
-SCHEDULES = ("constant", "cosine")
-
 Schedule = Callable[[Any], Array]
 
 
