@@ -19,6 +19,9 @@ from ml_collections import ConfigDict
 
 from recjax.errors import CheckpointError, ConfigError
 
+# A ConfigDict: its keys are attributes, which no type checker can know.
+Config = Any
+
 # What may change when a workdir is resumed: a whole key, or every key of a group ('log.').
 # Not how the best checkpoint is chosen: the best so far would be measured otherwise. Where the
 # data lies may change, because what it holds is compared by its hash (protocol.json).

@@ -2,14 +2,14 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from recjax.candidates import SOURCES, make_source
-from recjax.config import check_choices
+from recjax.config import Config, check_choices, flatten_config
 from recjax.data.context import DERIVED, available_context
 from recjax.data.dataset import Dataset
 from recjax.data.encode import Encoder, make_encoder
@@ -18,13 +18,14 @@ from recjax.data.loader import steps_per_epoch
 from recjax.data.queries import SEEN_POLICIES, EvalQueries, make_queries
 from recjax.data.registry import load_dataset
 from recjax.data.split import SPLITS, TRAIN, Split, make_split
-from recjax.embedding import TableSpec
 from recjax.errors import ConfigError
+from recjax.metrics import PER_QUERY
+from recjax.models.build import make_model
 from recjax.models.features import POOLINGS
-from recjax.models.retrieval import HEAD, RetrievalModel, SoftmaxHead
-from recjax.models.towers import ACTIVATIONS, ItemTower, QueryTower
+from recjax.models.retrieval import HEAD, RetrievalModel
+from recjax.models.towers import ACTIVATIONS
 from recjax.optim import OPTIMIZERS, SCHEDULES, make_optimizer, make_row_optimizer
-from recjax.parallel import ROW_MULTIPLE, Parallel, make_parallel
+from recjax.parallel import Parallel, make_parallel
 from recjax.scoring import Scorer
 from recjax.step import TrainState, TrainStep
 
@@ -63,6 +64,15 @@ _POSITIVE = (
     "checkpoint.keep",
     "log.every",
 )
+_NOT_NEGATIVE = (
+    "train.steps",
+    "train.prefetch",
+    "eval.every",
+    "eval.patience",
+    "eval.bootstrap",
+    "checkpoint.every",
+    "parallel.data",
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,7 +94,7 @@ class Experiment:
       rankable_mask_N: items that this model can score.
     """
 
-    config: ConfigDict
+    config: Config
     dataset: Dataset
     split: Split
     context: tuple[str, ...]
@@ -124,18 +134,23 @@ class Experiment:
         item = self.dataset.interactions.item[self.split.part_M == TRAIN]
         return np.bincount(item, minlength=self.dataset.items.size)
 
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - an experiment lives as long as its program
+    @functools.cached_property
+    def _queries(self) -> dict[str, EvalQueries]:
+        return {}
+
     def queries(self, part: str) -> EvalQueries:
-        """The queries of `valid` or `test`."""
+        """The queries of `valid` or `test`, made once."""
         examples = self.config.examples
-        return make_queries(
-            self.dataset,
-            self.split,
-            part,
-            history=examples.history,
-            history_length=examples.history_length,
-            context=self.context,
-        )
+        if part not in self._queries:
+            self._queries[part] = make_queries(
+                self.dataset,
+                self.split,
+                part,
+                history=examples.history,
+                history_length=examples.history_length,
+                context=self.context,
+            )
+        return self._queries[part]
 
     def serves(self, queries: EvalQueries) -> np.ndarray:
         """bool [Q]: queries that the model can answer; one that reads ids alone needs the id."""
@@ -145,25 +160,27 @@ class Experiment:
 
     def init_state(self) -> TrainState:
         """The state before the first step, on the devices."""
-        return self.parallel.place(self._new_state(), self.state_specs)
+        return self.parallel.place(jax.jit(self._new_state)(self.arrays), self.state_specs)
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state."""
-        return self.parallel.abstract(jax.eval_shape(self._new_state), self.state_specs)
+        return self.parallel.abstract(
+            jax.eval_shape(self._new_state, self.arrays), self.state_specs
+        )
 
     @functools.cached_property
     def state_specs(self) -> Any:
         """How the state is split over the devices."""
-        return self.parallel.specs(jax.eval_shape(self._new_state), self.step.sharded)
+        return self.parallel.specs(jax.eval_shape(self._new_state, self.arrays), self.step.sharded)
 
-    def _new_state(self) -> TrainState:
+    def _new_state(self, arrays: Any) -> TrainState:
         batch = self.examples.batch(np.arange(2) % self.examples.size, seed=0, epoch=0)
         with jax.numpy_dtype_promotion("standard"):
-            return self.step.init(self.config.seed, batch, self.arrays)
+            return self.step.init(self.config.seed, batch, arrays)
 
 
-def make_experiment(config: ConfigDict, dataset: Dataset | None = None) -> Experiment:
+def make_experiment(config: Config, dataset: Dataset | None = None) -> Experiment:
     """Builds an experiment; `dataset` is loaded as the config says where it is None.
 
     Raises:
@@ -176,13 +193,7 @@ def make_experiment(config: ConfigDict, dataset: Dataset | None = None) -> Exper
         config.parallel.mapper, config.parallel.data, config.parallel.model, batch_size
     )
     if dataset is None:
-        dataset = load_dataset(
-            config.data.name,
-            config.data.dir,
-            download=config.data.download,
-            unknown_items=config.data.unknown_items,
-            synthetic=config.data.synthetic.to_dict(),
-        )
+        dataset = load_data(config.data)
     split = make_split(
         dataset,
         config.split.name,
@@ -192,9 +203,7 @@ def make_experiment(config: ConfigDict, dataset: Dataset | None = None) -> Exper
         seed=config.split.seed,
     )
     context = _context_names(dataset, config)
-    examples = make_train_examples(
-        dataset, split, context=context, **config.examples.to_dict()
-    )
+    examples = make_train_examples(dataset, split, context=context, **config.examples.to_dict())
     encoder = _encoder(dataset, split, examples, context, config)
     train_mask_N = np.zeros(dataset.items.size, bool)
     train_mask_N[dataset.interactions.item[split.part_M == TRAIN]] = True
@@ -229,20 +238,40 @@ def make_experiment(config: ConfigDict, dataset: Dataset | None = None) -> Exper
     )
 
 
-def check_config(config: ConfigDict) -> None:
+def load_data(data: Config) -> Dataset:
+    """The data set that a config's group `data` names.
+
+    Raises:
+      ConfigError: an unknown name, or a setting that the named data set cannot use.
+      DataError: what is wrong with the files.
+    """
+    return load_dataset(
+        data.name,
+        data.dir,
+        download=data.download,
+        unknown_items=data.unknown_items,
+        synthetic=data.synthetic.to_dict(),
+    )
+
+
+def check_config(config: Config) -> None:
     """Checks values and combinations that need no data.
 
     Raises:
       ConfigError: naming the key, its value and what would be legal.
     """
     check_choices(config, CHOICES)
+    flat = flatten_config(config)
     for key in _POSITIVE:
-        group, _, name = key.rpartition(".")
-        value = functools.reduce(getattr, group.split("."), config)[name]
-        if not value > 0:
-            raise ConfigError(f"config.{key}={value}: it must be above 0")
+        if not 0 < flat[key] < math.inf:
+            raise ConfigError(f"config.{key}={flat[key]}: it must be above 0 and finite")
+    for key in _NOT_NEGATIVE:
+        if flat[key] < 0:
+            raise ConfigError(f"config.{key}={flat[key]}: it must not be negative")
     if not config.eval.ks or min(config.eval.ks) < 1:
         raise ConfigError(f"config.eval.ks={config.eval.ks}: it needs at least one k, from 1 on")
+    legal = [f"{name}@{k}" for name in PER_QUERY for k in config.eval.ks]
+    check_choices(config, {"eval.metric": legal})
     if config.train.steps <= 0 and config.train.epochs <= 0:
         raise ConfigError("config.train.epochs: it must be above 0 where train.steps is 0")
     for side in (config.model.query, config.model.item):
@@ -250,7 +279,7 @@ def check_config(config: ConfigDict) -> None:
             raise ConfigError(f"config.model.*.dropout={side.dropout}: it must be in [0, 1)")
 
 
-def _context_names(dataset: Dataset, config: ConfigDict) -> tuple[str, ...]:
+def _context_names(dataset: Dataset, config: Config) -> tuple[str, ...]:
     asked = config.model.query.features
     available = available_context(dataset, config.examples.labels)
     return tuple(n for n in available if n in asked or ("all" in asked and n in DERIVED))
@@ -261,7 +290,7 @@ def _encoder(
     split: Split,
     examples: TrainExamples,
     context: tuple[str, ...],
-    config: ConfigDict,
+    config: Config,
 ) -> Encoder:
     sample = np.unique(np.linspace(0, examples.size - 1, 20_000).astype(np.int64))
     batch = examples.batch(sample, seed=0, epoch=0) if context else {}
@@ -281,7 +310,7 @@ def _encoder(
 
 
 def _step(
-    config: ConfigDict,
+    config: Config,
     encoder: Encoder,
     examples: TrainExamples,
     train_mask_N: np.ndarray,
@@ -289,7 +318,7 @@ def _step(
 ) -> TrainStep:
     num_items = len(train_mask_N)
     full = config.loss.candidates == "full"
-    model = _model(config, encoder, num_items, full)
+    model = make_model(config.model, config.tables, encoder, num_items, full=full)
     total = _total_steps(config, examples.size)
     return TrainStep(
         model=model,
@@ -306,68 +335,7 @@ def _step(
     )
 
 
-def _model(config: ConfigDict, encoder: Encoder, num_items: int, full: bool) -> RetrievalModel:
-    model, query, item = config.model, config.model.query, config.model.item
-    rows = dict(encoder.table_rows)
-    dims = dict.fromkeys(rows, model.feature_dim)
-    corpus_wide = set()
-    if item.side == "softmax":
-        rows[HEAD] = -(-num_items // ROW_MULTIPLE) * ROW_MULTIPLE
-        dims[HEAD] = model.dim
-        item_side: ItemTower | SoftmaxHead = SoftmaxHead(rows[HEAD], item.bias)
-        item_features = item_side.features
-    else:
-        item_side = ItemTower(encoder.item, model.dim, **_tower_settings(item))
-        item_features = encoder.item
-    if full:
-        corpus_wide = {spec.table for spec in item_features}
-    for side, features in ((query, encoder.query), (item, encoder.item)):
-        if len(features) == 1 and features[0].table and side.output == "none" and not side.hidden:
-            dims[features[0].table] = model.dim
-    specs = tuple(
-        _table(name, rows[name], dims[name], name in corpus_wide, config.tables) for name in rows
-    )
-    query_side = QueryTower(
-        encoder.query, model.dim, pooling=tuple(query.pooling), **_tower_settings(query)
-    )
-    for side, name in ((query_side, "query"), (item_side, "item")):
-        if isinstance(side, QueryTower | ItemTower):
-            _check_width(side, dims, name)
-    return RetrievalModel(
-        query_side, item_side, specs, temperature=model.temperature, normalize=model.normalize
-    )
-
-
-def _tower_settings(side: ConfigDict) -> dict[str, Any]:
-    names = ("output", "activation", "normalization", "dropout")
-    return {"hidden": tuple(side.hidden)} | {name: side[name] for name in names}
-
-
-def _table(name: str, rows: int, dim: int, corpus_wide: bool, tables: ConfigDict) -> TableSpec:
-    by_rows = tables.mode == "rows" or (tables.mode == "auto" and rows >= tables.rows_min)
-    mode = "rows" if by_rows and not corpus_wide else "dense"
-    if mode == "rows":
-        rows = -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
-    return TableSpec(name, rows, dim, mode, tables.init)
-
-
-def _check_width(tower: QueryTower | ItemTower, dims: dict[str, int], name: str) -> None:
-    """Without a last linear layer the features or the last hidden layer must be `dim` wide."""
-    if tower.output == "linear":
-        return
-    width = sum(
-        (spec.width or dims[spec.table]) * (len(tower.pooling) if spec.kind == "history" else 1)
-        for spec in tower.features
-    )
-    width = tower.hidden[-1] if tower.hidden else width
-    if width != tower.dim:
-        raise ConfigError(
-            f"config.model.{name}.output=none returns {width} numbers, but config.model.dim is "
-            f"{tower.dim}; use output=linear, or widths that agree"
-        )
-
-
-def _total_steps(config: ConfigDict, num_examples: int) -> int:
+def _total_steps(config: Config, num_examples: int) -> int:
     per_epoch = steps_per_epoch(num_examples, config.train.batch_size)
     return config.train.steps or max(1, round(config.train.epochs * per_epoch))
 

@@ -1,4 +1,4 @@
-"""Trains, evaluates and resumes one model: `python -m recjax.main --config=configs/two_tower.py`."""
+"""The main job, trained, tested and resumed: `python -m recjax.main --config=configs/mf.py`."""
 
 import signal
 import sys
@@ -9,7 +9,7 @@ from absl import app, flags, logging
 from recjax.config import define_config_flag, parse_flags
 from recjax.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from recjax.parallel import select_accelerator
-from recjax.run import train
+from recjax.run import train_until
 
 _CONFIG = define_config_flag()
 _WORKDIR = flags.DEFINE_string(
@@ -22,8 +22,6 @@ _ACCELERATOR = flags.DEFINE_enum(
 
 def main(argv: list[str]) -> None:
     """Flags in, one function call out."""
-    if len(argv) > 1:
-        raise SystemExit(f"error: what is {argv[1]!r}? options start with --")
     logging.set_verbosity(logging.WARNING)
     stop = threading.Event()
 
@@ -35,8 +33,10 @@ def main(argv: list[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     try:
+        if len(argv) > 1:
+            raise ConfigError(f"what is {argv[1]!r}? options start with --")
         select_accelerator(_ACCELERATOR.value)
-        train(_CONFIG.value, _WORKDIR.value, should_stop=stop.is_set)
+        train_until(stop.is_set, _CONFIG.value, _WORKDIR.value)
     except (ConfigError, DataError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -6,7 +6,7 @@ sharded tables over 'model'.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -20,7 +20,11 @@ DATA, MODEL = "data", "model"
 ROW_MULTIPLE = 64  # sharded tables have a multiple of this many rows, on any number of devices
 
 _PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
-_INSTALL = {"cpu": "pip install jax", "gpu": "pip install 'recjax[gpu]'", "tpu": "pip install 'recjax[tpu]'"}
+_INSTALL = {
+    "cpu": "pip install jax",
+    "gpu": "pip install 'recjax[gpu]'",
+    "tpu": "pip install 'recjax[tpu]'",
+}
 
 PyTree = Any
 
@@ -61,7 +65,7 @@ class Parallel:
 
     Attributes:
       mapper: `shard_map` or `pmap`.
-      mesh: axes ('data', 'model').
+      mesh: axes ('data', 'model'); under pmap, which makes one of its own, ('data',).
     """
 
     mapper: str
@@ -75,7 +79,7 @@ class Parallel:
     @property
     def model(self) -> int:
         """Devices over which table rows are split."""
-        return self.mesh.shape[MODEL]
+        return self.mesh.shape.get(MODEL, 1)
 
     @property
     def model_axis(self) -> str | None:
@@ -118,15 +122,14 @@ class Parallel:
         """Puts a copy of every leaf on each device."""
         return jax.device_put(tree, NamedSharding(self.mesh, P()))
 
-    def put_batch(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    def put_batch(self, batch: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
         """Splits the rows of a host batch over 'data'."""
         if self.mapper == "pmap":
             batch = {k: v.reshape(self.data, -1, *v.shape[1:]) for k, v in batch.items()}
-            return batch
         return jax.device_put(batch, NamedSharding(self.mesh, P(DATA)))
 
     def compile(self, step: Callable, state_specs: PyTree) -> Callable:
-        """Maps `step(state, batch, arrays) -> (state, metrics)` over the devices; donates the state.
+        """Maps `step(state, batch, arrays) -> (state, metrics)` and donates the state.
 
         `check_vma` is off: replicas compute equal updates from gathered gradients, which it cannot
         see; tests compare the copies instead.
@@ -134,7 +137,11 @@ class Parallel:
         if self.mapper == "pmap":
             devices = list(self.mesh.devices.flat)
             return jax.pmap(
-                step, axis_name=DATA, in_axes=(None, 0, None), out_axes=None, devices=devices,
+                step,
+                axis_name=DATA,
+                in_axes=(None, 0, None),
+                out_axes=None,
+                devices=devices,
                 donate_argnums=0,
             )
         mapped = jax.shard_map(
@@ -157,29 +164,32 @@ def make_parallel(mapper: str, data: int, model: int, batch_size: int) -> Parall
       batch_size: of the global batch.
 
     Raises:
-      ConfigError: more devices than there are, a batch that they do not divide, pmap with model > 1.
+      ConfigError: more devices than there are, a batch that they do not divide, or pmap with
+        model > 1.
     """
     devices = jax.devices()
     if mapper == "pmap" and model > 1:
         raise ConfigError(
-            f"parallel.mapper=pmap splits examples only, so parallel.model={model} cannot be; "
+            f"config.parallel.mapper=pmap splits examples only, so parallel.model={model} cannot be; "
             "use parallel.mapper=shard_map"
         )
     if model < 1 or ROW_MULTIPLE % model or model > len(devices):
         raise ConfigError(
-            f"parallel.model={model}: it must divide {ROW_MULTIPLE} and be at most the "
+            f"config.parallel.model={model}: it must divide {ROW_MULTIPLE} and be at most the "
             f"{len(devices)} devices at hand"
         )
     data = data or len(devices) // model
     if data * model > len(devices):
         raise ConfigError(
-            f"parallel.data={data} x parallel.model={model} needs {data * model} devices; "
+            f"config.parallel.data={data} x parallel.model={model} needs {data * model} devices; "
             f"JAX has {len(devices)}"
         )
     if batch_size % data:
         raise ConfigError(
-            f"train.batch_size={batch_size} is not divisible by the {data} devices of "
-            f"parallel.data; the nearest that is: {max(batch_size // data, 1) * data}"
+            f"config.train.batch_size={batch_size} is not divisible by the {data} devices of "
+            f"parallel.data; the nearest that is: {max(round(batch_size / data), 1) * data}"
         )
     grid = np.asarray(devices[: data * model]).reshape(data, model)
+    if mapper == "pmap":
+        return Parallel(mapper, Mesh(grid[:, 0], (DATA,), axis_types=(AxisType.Auto,)))
     return Parallel(mapper, Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2))

@@ -1,5 +1,6 @@
 """The library's face: load a config or a data set, train, load a run, ask it for items."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -10,24 +11,17 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from ml_collections import ConfigDict
 
 from recjax.checkpoint import Checkpointer
-from recjax.config import config_from_json
+from recjax.config import Config, config_from_json
 from recjax.data.dataset import Dataset
-from recjax.data.queries import serving_queries
-from recjax.errors import CheckpointError, DataError
+from recjax.data.queries import EvalQueries, serving_queries
+from recjax.errors import CheckpointError, ConfigError, DataError
 from recjax.evaluate import Evaluation
-from recjax.experiment import Experiment, make_experiment
+from recjax.experiment import Experiment, load_data, make_experiment
+from recjax.measure import evaluate_model, model_ranker, protocol_of
 from recjax.summary import describe, report
-from recjax.train import (
-    evaluate_model,
-    model_ranker,
-    protocol_of,
-    restore_best,
-    train_experiment,
-    variables_of,
-)
+from recjax.train import check_workdir, restore_best, train_experiment, variables_of
 
 PyTree = Any
 
@@ -44,12 +38,12 @@ class Run:
     """
 
     workdir: pathlib.Path
-    experiment: Experiment
-    variables: PyTree
+    experiment: Experiment = dataclasses.field(repr=False)
+    variables: PyTree = dataclasses.field(repr=False)
     step: int
 
     @property
-    def config(self) -> ConfigDict:
+    def config(self) -> Config:
         """The config that the run was trained under."""
         return self.experiment.config
 
@@ -137,17 +131,17 @@ class Run:
         return np.asarray(scorer.embed_corpus(self.variables, self.experiment.arrays))
 
     def _users(self, user_ids: Sequence[Any] | np.ndarray) -> np.ndarray:
-        ids = np.asarray(user_ids)
-        positions = self.experiment.dataset.users.index_of(ids)
+        dataset, ids = self.experiment.dataset, np.asarray(user_ids)
+        positions = dataset.users.index_of(ids)
         if (positions < 0).any():
             unknown = ids[positions < 0]
             raise DataError(
-                f"{self.experiment.dataset.name}: {len(unknown)} of {len(ids)} user ids are not in "
-                f"the data; the first: {unknown[:5].tolist()}"
+                f"{dataset.name}: {len(unknown)} of {len(ids)} user ids are not in the data, the "
+                f"first {unknown[:5].tolist()}; its ids are such as {dataset.users.ids[:1].tolist()}"
             )
         return positions
 
-    def _queries(self, user_Q: np.ndarray):
+    def _queries(self, user_Q: np.ndarray) -> EvalQueries:
         examples = self.config.examples
         return serving_queries(
             self.experiment.dataset,
@@ -160,24 +154,19 @@ class Run:
 
 
 def train(
-    config: ConfigDict,
+    config: Config,
     workdir: str | os.PathLike[str] = "",
     dataset: Dataset | None = None,
     *,
-    should_stop: Callable[[], bool] = lambda: False,
     quiet: bool = False,
-) -> Run | None:
+) -> Run:
     """Trains what a config says, or goes on with what the workdir holds, and tests it.
 
     Args:
       config: as `load_config` returns it.
       workdir: where everything is left; a new folder in the system's temporary one where empty.
       dataset: in place of the one that `config.data` names.
-      should_stop: asked before every step; if true, the state is saved and training ends.
       quiet: print nothing.
-
-    Returns:
-      The run; None if `should_stop` ended it before its last step.
 
     Raises:
       ConfigError: a key outside its legal values, or keys that do not go together.
@@ -185,9 +174,29 @@ def train(
       CheckpointError: the workdir holds another run, or cannot be written.
       DivergenceError: the loss became NaN or infinite.
     """
-    path = pathlib.Path(workdir) if workdir else pathlib.Path(tempfile.mkdtemp(prefix="recjax-"))
+    run = train_until(lambda: False, config, workdir, dataset, quiet=quiet)
+    assert run is not None
+    return run
+
+
+def train_until(
+    should_stop: Callable[[], bool],
+    config: Config,
+    workdir: str | os.PathLike[str] = "",
+    dataset: Dataset | None = None,
+    *,
+    quiet: bool = False,
+) -> Run | None:
+    """As `train`, but asks `should_stop` before every step: if true, saves and returns None."""
+    if workdir:
+        check_workdir(config, pathlib.Path(workdir))
     experiment = make_experiment(config, dataset)
-    show = print if not quiet else lambda text: None
+    path = pathlib.Path(workdir or tempfile.mkdtemp(prefix="recjax-"))
+
+    def show(text: str) -> None:
+        if not quiet:
+            print(text, flush=True)
+
     show(describe(experiment, path))
     finished = train_experiment(experiment, path, should_stop=should_stop, quiet=quiet)
     if not finished:
@@ -202,33 +211,41 @@ def load_run(workdir: str | os.PathLike[str], dataset: Dataset | None = None) ->
 
     Args:
       workdir: where it lies.
-      dataset: what it was trained on, where that was not read from files.
+      dataset: what it was trained on, where that was passed in and not loaded by the config.
 
     Raises:
       CheckpointError: no run there, no validation yet, or data that is not the run's.
     """
     path = pathlib.Path(workdir)
-    config_file = path / "config.json"
-    if not config_file.exists():
-        raise CheckpointError(f"{path} holds no run: there is no {config_file}")
-    config = config_from_json(config_file.read_text(), str(config_file))
-    with config.unlocked():
-        config.parallel.mapper, config.parallel.data, config.parallel.model = "shard_map", 1, 1
-    experiment = make_experiment(config, dataset)
-    known = json.loads((path / "protocol.json").read_text())
-    for key, value in protocol_of(experiment).items():
-        if key.endswith("hash") and known[key] != value:
+    config_file, protocol_file = path / "config.json", path / "protocol.json"
+    for file in (config_file, protocol_file):
+        if not file.exists():
+            raise CheckpointError(f"{path} holds no run: there is no {file}")
+    config: Config = config_from_json(config_file.read_text(), str(config_file))
+    config.parallel.mapper, config.parallel.data, config.parallel.model = "shard_map", 1, 1
+    known = json.loads(protocol_file.read_text())
+    name = f"{known['dataset']!r}, hash {known['dataset_hash']}"
+    if dataset is None:
+        try:
+            dataset = load_data(config.data)
+        except (ConfigError, DataError) as error:
             raise CheckpointError(
-                f"{path}: the run's {key} is {known[key]} (data set {known['dataset']!r}), here it "
-                f"is {value}; pass the data that it was trained on as `dataset`"
-            )
+                f"{path}: its data ({name}) cannot be loaded as its config says ({error}); pass "
+                "the data that it was trained on as dataset="
+            ) from error
+    if dataset.hash != known["dataset_hash"]:
+        raise CheckpointError(
+            f"{path} was trained on other data ({name}) than this ({dataset.name!r}, hash "
+            f"{dataset.hash}); pass the data that it was trained on as dataset="
+        )
+    experiment = make_experiment(config, dataset)
+    if protocol_of(experiment)["split_hash"] != known["split_hash"]:
+        raise CheckpointError(f"{path}: its config no longer gives the split in {protocol_file}")
     return _open(experiment, path)
 
 
 def _open(experiment: Experiment, workdir: pathlib.Path) -> Run:
     checkpointer = Checkpointer(workdir / "checkpoints", read_only=True)
-    try:
+    with contextlib.closing(checkpointer):
         step, state = restore_best(experiment, checkpointer)
-    finally:
-        checkpointer.close()
     return Run(workdir, experiment, variables_of(state), step)

@@ -50,7 +50,7 @@ class Scorer:
         """(variables, arrays) -> embeddings of every item [N, D]."""
 
         def embed(variables, arrays):
-            def encode(item_C):
+            def encode(item_C: Array) -> Any:
                 inputs = self.encoder.item_inputs(arrays, item_C)
                 return self.model.apply(variables, inputs, method="embed_items")
 

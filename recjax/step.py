@@ -10,18 +10,19 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from recjax import losses
 from recjax.candidates import Draw, gather_candidates
 from recjax.data.encode import Encoder
 from recjax.embedding import lookup
+from recjax.losses import LOSSES, Loss
 from recjax.models.corpus import encode_corpus, sum_gradient
 from recjax.models.retrieval import HEAD, RetrievalModel, SoftmaxHead, row_features, unit
 from recjax.optim import RowOptimizer
 
 PyTree = Any
+Leaf = Any  # an array, or what stands for one: a shape, a sharding
 Batch = Mapping[str, Array]
 
-_INIT, _CANDIDATES, _DROPOUT = range(3)  # streams of random keys
+_INIT, _CANDIDATES, _DROPOUT = range(3)  # streams of random keys within a step
 
 
 @flax.struct.dataclass
@@ -40,15 +41,15 @@ class TrainState:
       bad_step: int32 [], the first step whose loss was not finite; -1 while there is none.
     """
 
-    step: Array
-    key: Array
+    step: Leaf
+    key: Leaf
     params: PyTree
-    tables: dict[str, Array]
+    tables: dict[str, Leaf]
     opt_state: PyTree
     table_state: dict[str, PyTree]
-    loss_sum: Array
-    weight_sum: Array
-    bad_step: Array
+    loss_sum: Leaf
+    weight_sum: Leaf
+    bad_step: Leaf
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,6 +64,7 @@ class TrainStep:
       optimizer: of the dense parameters.
       row_optimizer: of the tables in mode `rows`.
       num_items: N, items of the data set.
+      loss: of the logits.
       correct_logq: whether the loss corrects for log q.
       corpus_chunk: items that a tower encodes at a time, for the full corpus.
       log_every: steps over which the logged loss is a mean.
@@ -77,6 +79,7 @@ class TrainStep:
     optimizer: optax.GradientTransformation
     row_optimizer: RowOptimizer
     num_items: int
+    loss: Loss = LOSSES["softmax"]
     correct_logq: bool = True
     corpus_chunk: int = 8192
     log_every: int = 50
@@ -101,7 +104,7 @@ class TrainStep:
     def _full_head(self) -> bool:
         return self.full and isinstance(self.model.item, SoftmaxHead)
 
-    def init(self, seed: int, batch: Batch, arrays: PyTree) -> TrainState:
+    def init(self, seed: int, batch: Mapping[str, Any], arrays: PyTree) -> TrainState:
         """A new state, whole (not split over devices).
 
         Args:
@@ -110,8 +113,8 @@ class TrainStep:
           arrays: the encoder's arrays.
         """
         key = jax.random.key(seed)
-        variables = self.model.init(
-            {"params": jax.random.fold_in(key, _INIT)},
+        variables: Any = self.model.init(
+            {"params": _stream(key, 0, _INIT)},
             self.encoder.query_inputs(arrays, {name: batch[name][:2] for name in batch}),
             self.encoder.item_inputs(arrays, jnp.zeros(2, jnp.int32)),
         )
@@ -143,14 +146,14 @@ class TrainStep:
           The state after it, and {`loss`: its mean since the last multiple of `log_every` steps,
           `bad_step`: as in TrainState}.
         """
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        key = jax.random.wrap_key_data(state.key)
         weight = jax.lax.psum(jnp.sum(batch["weight"]), self.data_axis)
         inputs = {"query": self.encoder.query_inputs(arrays, batch)}
         draw = None
         if not self.full:
             inputs["label"] = self.encoder.item_inputs(arrays, batch["label"].reshape(-1))
             draw = arrays["source"].draw(
-                jax.random.fold_in(key, _CANDIDATES),
+                _stream(key, state.step, _CANDIDATES),
                 *(batch[name] for name in ("label", "label_weight", "weight", "index")),
                 axis=self.data_axis,
             )
@@ -164,7 +167,7 @@ class TrainStep:
             }
             for scope, features in uses.items()
         }
-        dropout = jax.random.fold_in(key, _DROPOUT)
+        dropout = _stream(key, state.step, _DROPOUT)
 
         def mean_loss(params: PyTree, rows: PyTree) -> Array:
             towers = _Towers(self.model, params, rows, inputs, dropout)
@@ -183,7 +186,8 @@ class TrainStep:
         weight_sum = jnp.where(fresh, 0.0, state.weight_sum) + weight
         is_bad = (state.bad_step < 0) & ~jnp.isfinite(loss)
         bad_step = jnp.where(is_bad, state.step + 1, state.bad_step)
-        new_state = state.replace(
+        new_state = dataclasses.replace(
+            state,
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             tables=tables,
@@ -238,7 +242,8 @@ class TrainStep:
         else:
             whole_NxD = _maybe_unit(shared["embedding"][HEAD], self.model.normalize)
             item_CxD = jax.lax.dynamic_slice_in_dim(whole_NxD, offset, count)
-        total, _ = losses.softmax(
+        assert self.loss.full is not None
+        total, _ = self.loss.full(
             towers.query(batch["index"]),
             item_CxD,
             batch["label"],
@@ -268,7 +273,7 @@ class TrainStep:
         if bias_N is not None:
             label_bias = bias_N[jnp.maximum(label_BxP, 0)]
             candidate_bias = bias_N[jnp.maximum(candidates.ids_C, 0)]
-        total, _ = losses.sampled_softmax(
+        total, _ = self.loss.sampled(
             towers.query(batch["index"]),
             positive_BxPxD,
             candidate_CxD,
@@ -302,7 +307,12 @@ class TrainStep:
                 (jnp.concatenate(ids), jnp.concatenate(grads)), self.data_axis, tiled=True
             )
             tables[table], table_state[table] = self.row_optimizer.update(
-                tables[table], table_state[table], ids_M, grads_MxD, state.step, axis=self.model_axis
+                tables[table],
+                table_state[table],
+                ids_M,
+                grads_MxD,
+                state.step,
+                axis=self.model_axis,
             )
         return tables, table_state
 
@@ -328,12 +338,18 @@ class _Towers:
     def items(self, inputs: Batch, rows: Batch, item_B: Array, params: PyTree) -> Array:
         return self._apply(params, inputs, rows, item_B, method="embed_items")
 
-    def item_bias(self, params: PyTree) -> Array | None:
+    def item_bias(self, params: PyTree) -> Any:
         return self.model.apply({"params": params}, method="item_bias")
 
-    def _apply(self, params: PyTree, inputs: Batch, rows: Batch, index_B: Array, method: str):
+    def _apply(
+        self, params: PyTree, inputs: Batch, rows: Batch, index_B: Array, method: str
+    ) -> Any:
         rngs = {"dropout": self.key}
         return self.model.apply({"params": params}, inputs, rows, index_B, rngs=rngs, method=method)
+
+
+def _stream(key: Array, step: int | Array, stream: int) -> Array:
+    return jax.random.fold_in(jax.random.fold_in(key, step), stream)
 
 
 def _maybe_unit(x_NxD: Array, normalize: bool) -> Array:

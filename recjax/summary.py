@@ -68,22 +68,22 @@ def report(experiment: Experiment, workdir: pathlib.Path) -> str:
     """The final tables, from `eval/test.json`, and where everything lies."""
     record: dict[str, Any] = json.loads((workdir / "eval" / "test.json").read_text())
     rankers = record["rankers"]
-    k = experiment.config.eval.metric.rpartition("@")[2]
-    largest = max(experiment.config.eval.ks)
-    shown = [name for name in rankers["model"]["metrics"] if name.endswith((f"@{k}", f"@{largest}"))]
     by_name = {name: one["metrics"] for name, one in rankers.items()}
     intervals = {"model": {k: tuple(v) for k, v in rankers["model"]["intervals"].items()}}
     slices = {k: v for k, v in rankers["model"]["slices"].items() if v["queries"]}
+    k = experiment.config.eval.metric.rpartition("@")[2]
     lines = [
         table_text(
             metrics_table(
                 by_name,
                 intervals=intervals,
-                metrics=shown,
+                metrics=_shown(k, max(experiment.config.eval.ks)),
                 title=f"test, {record['queries']:,} queries, the model of step {record['step']:,}",
             )
         ),
-        table_text(slices_table(slices, (f"recall@{k}", f"ndcg@{k}"), title="where the model is good")),
+        table_text(
+            slices_table(slices, (f"recall@{k}", f"ndcg@{k}"), title="where the model is good")
+        ),
     ]
     lines += [
         f"{name}: {NOT_SCORED} ({one['not_scored']:,})"
@@ -95,6 +95,14 @@ def report(experiment: Experiment, workdir: pathlib.Path) -> str:
         "tensorboard/, eval/test.parquet (per query), eval/test.json"
     )
     return "\n".join(lines)
+
+
+def _shown(k: str, largest: int) -> list[str]:
+    """The metrics of the final table; `eval/test.json` holds all."""
+    ks = dict.fromkeys((k, str(largest)))
+    of_ranks = [f"{name}@{each}" for name in ("recall", "ndcg", "mrr") for each in ks]
+    catalogue = ("hit_rate", "coverage", "gini", "popularity_lift", "novelty")
+    return of_ranks + [f"{name}@{k}" for name in catalogue]
 
 
 def _tower(tower: Any) -> str:

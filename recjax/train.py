@@ -1,6 +1,7 @@
 """The loop: trains an experiment in a workdir, from wherever the last run of it stopped."""
 
 import collections
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -9,18 +10,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import rich.console
+from jaxtyping import Array
 
-from recjax.baselines import oracle_ranker, popularity_ranker, random_ranker
 from recjax.checkpoint import Checkpointer
-from recjax.config import check_resume, config_from_json, config_to_json
+from recjax.config import Config, check_resume, config_from_json, config_to_json
 from recjax.data.loader import make_batches
 from recjax.errors import CheckpointError, DivergenceError
-from recjax.evaluate import Evaluation, evaluate, protocol_record
 from recjax.experiment import Experiment
 from recjax.files import write_file
+from recjax.measure import evaluate_model, protocol_of, test_model
 from recjax.progress import Progress
-from recjax.scoring import Ranker
 from recjax.step import TrainState
 from recjax.writer import MetricsWriter
 
@@ -74,14 +75,25 @@ def train_experiment(
     prepare_workdir(experiment, workdir)
     writer = MetricsWriter(workdir, tensorboard=experiment.config.log.tensorboard)
     checkpointer = Checkpointer(workdir / "checkpoints", keep=experiment.config.checkpoint.keep)
-    try:
-        finished = _Loop(experiment, workdir, writer, checkpointer, quiet).run(should_stop)
-        if finished:
-            _test_best(experiment, workdir, writer, checkpointer)
-        return finished
-    finally:
-        writer.close()
-        checkpointer.close()
+    with contextlib.closing(writer), contextlib.closing(checkpointer):
+        last = _Loop(experiment, workdir, writer, checkpointer, quiet).run(should_stop)
+        if last is None:
+            return False
+        checkpointer.wait()
+        step, state = restore_best(experiment, checkpointer)
+        writer.write(last, test_model(experiment, variables_of(state), step, workdir))
+        return True
+
+
+def check_workdir(config: Config, workdir: pathlib.Path) -> None:
+    """Checks that the workdir is new, or holds a run that this config may go on with.
+
+    Raises:
+      CheckpointError: naming the config keys that differ.
+    """
+    file = workdir / "config.json"
+    if file.exists():
+        check_resume(config_from_json(file.read_text(), str(file)), config, str(workdir))
 
 
 def prepare_workdir(experiment: Experiment, workdir: pathlib.Path) -> None:
@@ -90,86 +102,31 @@ def prepare_workdir(experiment: Experiment, workdir: pathlib.Path) -> None:
     Raises:
       CheckpointError: naming the config keys or the parts of the protocol that differ.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
-    config_file, protocol_file = workdir / "config.json", workdir / "protocol.json"
+    check_workdir(experiment.config, workdir)
+    file = workdir / "protocol.json"
     protocol = json.loads(json.dumps(protocol_of(experiment)))
-    if config_file.exists():
-        old = config_from_json(config_file.read_text(), str(config_file))
-        check_resume(old, experiment.config, str(workdir))
-        if protocol_file.exists():
-            known = json.loads(protocol_file.read_text())
-            differ = [k for k in protocol if k != "ks" and known.get(k) != protocol[k]]
-            if differ:
-                raise CheckpointError(
-                    f"{workdir} holds a run under another protocol: {', '.join(differ)} differ "
-                    f"(see {protocol_file}); give this run another --workdir"
-                )
-    write_file(config_file, config_to_json(experiment.config))
-    write_file(protocol_file, json.dumps(protocol, indent=2) + "\n")
+    if file.exists():
+        known = json.loads(file.read_text())
+        differ = [k for k in protocol if k != "ks" and known.get(k) != protocol[k]]
+        if differ:
+            raise CheckpointError(
+                f"{workdir} holds a run under another protocol: {', '.join(differ)} differ "
+                f"(see {file}); give this run another --workdir"
+            )
+    write_file(workdir / "config.json", config_to_json(experiment.config))
+    write_file(file, json.dumps(protocol, indent=2) + "\n")
 
 
-def protocol_of(experiment: Experiment) -> dict[str, Any]:
-    """What two results must share to be compared: data, split, corpus, policies, metric."""
-    config = experiment.config
-    return {
-        "dataset": experiment.dataset.name,
-        "dataset_hash": experiment.dataset.hash,
-        "split": experiment.split.name,
-        "split_params": dict(experiment.split.params),
-        "split_hash": experiment.split.hash,
-        "history": config.examples.history,
-        "selection_metric": f"valid/{config.eval.metric}",
-        **protocol_record(
-            part="test",
-            corpus=config.eval.corpus,
-            num_candidates=int(experiment.corpus_mask_N.sum()),
-            seen=config.eval.seen,
-            ks=config.eval.ks,
-        ),
-    }
+def restore_best(experiment: Experiment, checkpointer: Checkpointer) -> tuple[int, TrainState]:
+    """The best checkpoint by the validation metric: (step, state).
 
-
-def model_ranker(experiment: Experiment, variables: PyTree) -> Ranker:
-    """Ranks what the model can score of the corpus."""
-    mask_N = experiment.corpus_mask_N & experiment.rankable_mask_N
-    return experiment.scorer.ranker(variables, experiment.arrays, mask_N)
-
-
-def evaluate_ranker(experiment: Experiment, ranker: Ranker, part: str, **settings: Any) -> Evaluation:
-    """Measures a ranker on the queries of `valid` or `test`, under the experiment's protocol."""
-    config = experiment.config
-    queries = experiment.queries(part)
-    return evaluate(
-        queries,
-        ranker,
-        part=part,
-        user_ids_U=experiment.dataset.users.ids,
-        corpus_mask_N=experiment.corpus_mask_N,
-        popularity_N=experiment.popularity_N,
-        **{
-            "ks": config.eval.ks,
-            "seen": config.eval.seen,
-            "batch_size": config.eval.batch_size,
-            "samples": config.eval.bootstrap,
-            "rankable_mask_N": experiment.corpus_mask_N,
-            "in_flight": experiment.parallel.steps_in_flight - 1,
-        }
-        | settings,
-    )
-
-
-def evaluate_model(
-    experiment: Experiment, variables: PyTree, part: str, **settings: Any
-) -> Evaluation:
-    """Measures the model; queries and items that it cannot score count as misses."""
-    return evaluate_ranker(
-        experiment,
-        model_ranker(experiment, variables),
-        part,
-        servable_Q=experiment.serves(experiment.queries(part)),
-        rankable_mask_N=experiment.rankable_mask_N,
-        **settings,
-    )
+    Raises:
+      CheckpointError: the workdir has none.
+    """
+    restored = checkpointer.restore_best(experiment.abstract_state)
+    if restored is None:
+        raise CheckpointError("this workdir holds no finished validation yet: train it first")
+    return restored[0], restored[1]
 
 
 class _Loop:
@@ -193,17 +150,20 @@ class _Loop:
         self._eval_every = config.eval.every or min(experiment.steps_per_epoch, self._total)
         self._save_every = config.checkpoint.every or self._eval_every
         self._best = _Best()
-        console = rich.console.Console(quiet=True) if quiet else None
-        self._progress = Progress(self._total, unit=config.train.batch_size, console=console)
-        self._pending: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
+        self._console = rich.console.Console(quiet=True) if quiet else None
+        self._pending: collections.deque[tuple[int, dict[str, Array]]] = collections.deque()
+        self._loss = float("nan")
         self._seconds, self._logged = time.perf_counter(), 0
 
-    def run(self, should_stop: Callable[[], bool]) -> bool:
-        """Trains to the end; False if `should_stop` ended it before."""
+    def run(self, should_stop: Callable[[], bool]) -> int | None:
+        """Trains to the end and returns the last step; None if `should_stop` ended it before."""
         experiment, config = self._experiment, self._config
         state, start = self._restore()
         self._writer.truncate_after(start)
         self._logged = start
+        self._progress = Progress(
+            self._total, start, unit=config.train.batch_size, console=self._console
+        )
         train_step = experiment.parallel.compile(experiment.step, experiment.state_specs)
         batches = make_batches(
             experiment.examples,
@@ -213,27 +173,24 @@ class _Loop:
             stop=self._total,
             prefetch=config.train.prefetch,
         )
-        with self._progress as progress:
+        with self._progress as progress, contextlib.closing(batches):
             if start:
                 progress.message(f"resumed at step {start} of {self._total}")
-            for step in range(start + 1, self._total + 1):
-                if self._is_stale() or should_stop():
-                    break
+            step = start
+            while step < self._total and not self._is_stale():
+                if should_stop():
+                    self._settle(0)
+                    self._save(step, state)
+                    self._checkpointer.wait()
+                    progress.message(f"stopped after step {step}; the same command goes on there")
+                    return None
                 batch = experiment.parallel.put_batch(next(batches))
                 state, metrics = train_step(state, batch, experiment.arrays)
+                step += 1
                 self._pending.append((step, metrics))
-                self._settle(experiment.parallel.steps_in_flight)
+                self._settle(experiment.parallel.steps_in_flight - 1)
                 self._at(step, state)
-            else:
-                step = self._total + 1
-            batches.close()
-            self._settle(0)
-            if step <= self._total and not self._is_stale():
-                self._save(step - 1, state)
-                self._checkpointer.wait()
-                progress.message(f"stopped after step {step - 1}; the same command goes on there")
-                return False
-        return True
+        return step
 
     def _restore(self) -> tuple[TrainState, int]:
         restored = self._checkpointer.restore_latest(self._experiment.abstract_state)
@@ -241,6 +198,8 @@ class _Loop:
             return self._experiment.init_state(), 0
         step, state, record = restored
         self._best = _Best(**record["best"])
+        if step and step == self._best.step:  # its own checkpoint may not have been completed
+            self._checkpointer.save_best(step, state, record)
         return state, step
 
     def _is_stale(self) -> bool:
@@ -248,41 +207,47 @@ class _Loop:
 
     def _at(self, step: int, state: TrainState) -> None:
         """What is due after a step."""
-        is_last = step == self._total
-        improved = False
-        if step % self._eval_every == 0 or is_last:
-            self._settle(0)
-            improved = self._validate(step, state)
+        validates = step % self._eval_every == 0 or step == self._total
+        saves = step % self._save_every == 0
+        if not validates and not saves:
+            return
+        self._settle(0)
+        if not _all_finite((state.params, state.tables)):
+            raise self._diverged(f"parameters became NaN or infinite at step {step}")
+        improved = validates and self._validate(step, state)
+        is_last = step == self._total or self._is_stale()
+        if is_last and self._logged != step:
+            self._log(step)
         if improved:
             self._checkpointer.save_best(step, state, self._record())
-        if step % self._save_every == 0 or is_last or self._is_stale():
-            self._settle(0)
+        if saves or is_last:
             self._save(step, state)
 
     def _settle(self, in_flight: int) -> None:
         """Waits until at most `in_flight` steps run, and reads the results of the others."""
         while len(self._pending) > in_flight:
             step, metrics = self._pending.popleft()
-            loss = float(metrics["loss"])
+            self._loss = float(metrics["loss"])
             if int(metrics["bad_step"]) >= 0:
-                raise DivergenceError(
-                    f"the loss became {loss} at step {int(metrics['bad_step'])}; the last good "
-                    f"checkpoint is kept in {self._workdir / 'checkpoints'}. Try a lower "
-                    "optim.learning_rate, optim.clip_norm=1.0 or a higher model.temperature, in "
-                    "another --workdir"
-                )
-            batch_size = self._config.train.batch_size
-            self._progress.update(step, loss=loss)
-            if step % self._config.log.every == 0 or step == self._total:
-                self._writer.write(step, {"train/loss": loss})
-                now = time.perf_counter()
-                rate = (step - self._logged) * batch_size / (now - self._seconds)
-                self._writer.write_timings(step, {"train/examples_per_second": rate})
-                self._seconds, self._logged = now, step
+                raise self._diverged(f"the loss became NaN or infinite at step {step}")
+            self._progress.update(step, loss=self._loss)
+            if step % self._config.log.every == 0:
+                self._log(step)
+
+    def _log(self, step: int) -> None:
+        self._writer.write(step, {"train/loss": self._loss})
+        now = time.perf_counter()
+        rate = (step - self._logged) * self._config.train.batch_size / (now - self._seconds)
+        self._writer.write_timings(step, {"train/examples_per_second": rate})
+        self._seconds, self._logged = now, step
 
     def _validate(self, step: int, state: TrainState) -> bool:
+        """Whether the state is the best so far."""
         began = time.perf_counter()
-        found = evaluate_model(self._experiment, variables_of(state), "valid", samples=0)
+        try:
+            found = evaluate_model(self._experiment, variables_of(state), "valid", samples=0)
+        except DivergenceError as error:
+            raise self._diverged(f"scores became NaN or infinite at step {step}") from error
         self._writer.write(step, {f"valid/{name}": value for name, value in found.metrics.items()})
         took = time.perf_counter() - began
         self._writer.write_timings(step, {"valid/seconds": took})
@@ -294,57 +259,21 @@ class _Loop:
         return improved
 
     def _save(self, step: int, state: TrainState) -> None:
+        if step != self._best.step:
+            self._checkpointer.wait()  # the best that this record names must be complete first
         self._checkpointer.save(step, state, self._record())
 
     def _record(self) -> dict[str, Any]:
         return {"best": dataclasses.asdict(self._best)}
 
-
-def restore_best(experiment: Experiment, checkpointer: Checkpointer) -> tuple[int, TrainState]:
-    """The best checkpoint by the validation metric: (step, state).
-
-    Raises:
-      CheckpointError: the workdir has none.
-    """
-    restored = checkpointer.restore_best(experiment.abstract_state)
-    if restored is None:
-        raise CheckpointError("this workdir holds no finished validation yet: train it first")
-    return restored[0], restored[1]
+    def _diverged(self, what: str) -> DivergenceError:
+        return DivergenceError(
+            f"{what}; the last good checkpoint is kept in {self._workdir / 'checkpoints'}. Try a "
+            "lower optim.learning_rate, optim.clip_norm=1.0 or a higher model.temperature, in "
+            "another --workdir"
+        )
 
 
-def _test_best(
-    experiment: Experiment,
-    workdir: pathlib.Path,
-    writer: MetricsWriter,
-    checkpointer: Checkpointer,
-) -> None:
-    """Measures the best checkpoint and its baselines on `test`, and writes what came out."""
-    checkpointer.wait()
-    step, state = restore_best(experiment, checkpointer)
-    found = {"model": evaluate_model(experiment, variables_of(state), "test")}
-    mask_N, world = experiment.corpus_mask_N, experiment.dataset.world
-    baselines = {
-        "popularity": popularity_ranker(experiment.popularity_N, mask_N),
-        "random": random_ranker(mask_N, experiment.config.seed),
-    }
-    if world is not None:
-        baselines["oracle"] = oracle_ranker(world, mask_N)
-    for name, ranker in baselines.items():
-        found[name] = evaluate_ranker(experiment, ranker, "test", samples=0)
-    found["model"].write(workdir / "eval" / "test.parquet")
-    record = {
-        "step": step,
-        "queries": experiment.queries("test").size,
-        "rankers": {
-            name: {"metrics": one.metrics, "intervals": one.intervals, "slices": one.slices}
-            for name, one in found.items()
-        },
-    }
-    write_file(workdir / "eval" / "test.json", json.dumps(record, indent=2) + "\n")
-    scalars = {
-        f"test/{name}/{metric}": value
-        for name in baselines
-        for metric, value in found[name].metrics.items()
-    }
-    scalars |= {f"test/{metric}": value for metric, value in found["model"].metrics.items()}
-    writer.write(experiment.total_steps, scalars)
+@jax.jit
+def _all_finite(tree: PyTree) -> Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()

@@ -16,6 +16,7 @@ LAYERS = (
     {"recjax"},
     {"recjax.run"},
     {"recjax.train", "recjax.summary"},
+    {"recjax.measure"},
     {"recjax.experiment"},
     {"recjax.step", "recjax.evaluate", "recjax.scoring"},
     {"recjax.models", "recjax.losses", "recjax.optim", "recjax.baselines", "recjax.tables"},

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from recjax.data.dataset import Dataset, Interactions
+from recjax.data.hashing import mix, to_uniform
 from recjax.errors import ConfigError, DataError
 
 TRAIN, VALID, TEST, FOLD_IN, UNUSED = range(5)
@@ -108,7 +109,7 @@ def make_split(
 
 
 def _random(dataset: Dataset, valid: float, test: float, seed: int) -> np.ndarray:
-    return _by_share(_uniform(_pair_hash(dataset, seed)), valid, test)
+    return _by_share(to_uniform(_pair_hash(dataset, seed)), valid, test)
 
 
 def _leave_one_out(dataset: Dataset) -> np.ndarray:
@@ -134,7 +135,7 @@ def _strong_generalisation(
 ) -> np.ndarray:
     inter = dataset.interactions
     count_U = np.diff(inter.offsets)
-    part_U = _by_share(_uniform(_mix(_id_hash(dataset.users.ids), seed)), valid, test)
+    part_U = _by_share(to_uniform(mix(_id_hash(dataset.users.ids), seed)), valid, test)
     part_U[count_U < 2] = TRAIN
     if inter.time is None:
         rank_M = _rank_in_user(inter, _pair_hash(dataset, seed))
@@ -165,7 +166,7 @@ def _predefined(dataset: Dataset, valid: float, seed: int) -> np.ndarray:
     train = inter.select(train_M)
     count_U = np.diff(train.offsets)
     # Rounded up or down by a hash of the user, so that short users are validated in proportion.
-    chance_U = _uniform(_mix(_id_hash(dataset.users.ids), seed))
+    chance_U = to_uniform(mix(_id_hash(dataset.users.ids), seed))
     valid_U = np.minimum(np.floor(valid * count_U + chance_U), np.maximum(count_U - 1, 0))
     rank = _rank_in_user(train, _pair_hash(dataset, seed)[train_M])
     part_M[train_M] = np.where(rank < valid_U[train.user], VALID, TRAIN)
@@ -219,31 +220,17 @@ def _pair_hash(dataset: Dataset, seed: int) -> np.ndarray:
     place = np.arange(inter.size)
     repeat_M = np.empty(inter.size, np.int64)
     repeat_M[order] = place - np.maximum.accumulate(np.where(first, place, 0))
-    user_M = _mix(_id_hash(dataset.users.ids), seed)[inter.user]
-    return _mix(_mix(user_M, _id_hash(dataset.items.ids)[inter.item]), repeat_M)
+    user_M = mix(_id_hash(dataset.users.ids), seed)[inter.user]
+    return mix(mix(user_M, _id_hash(dataset.items.ids)[inter.item]), repeat_M)
 
 
 def _id_hash(ids: np.ndarray) -> np.ndarray:
     """uint64 per id: of its value for integers, of its characters for strings."""
     if ids.dtype.kind in "iu":
-        return _mix(ids.astype(np.uint64), 0)
+        return mix(ids.astype(np.uint64), 0)
     text = np.ascontiguousarray(ids, dtype=np.str_)
     state = np.zeros(len(text), np.uint64)
     for characters in text.view(np.uint32).reshape(len(text), text.itemsize // 4).T:
         # Padding is skipped: an id's hash must not depend on the longest id of the table.
-        state = np.where(characters == 0, state, _mix(state, characters))
+        state = np.where(characters == 0, state, mix(state, characters))
     return state
-
-
-def _mix(state: np.ndarray, value: np.ndarray | int) -> np.ndarray:
-    """SplitMix64's step (Steele et al., 2014) on two 64-bit words, order mattering."""
-    value = np.asarray(value).astype(np.uint64)
-    mixed = state * np.uint64(0xD1342543DE82EF95) + value + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
-
-
-def _uniform(hashed: np.ndarray) -> np.ndarray:
-    """A hash as a number in [0, 1)."""
-    return (hashed >> np.uint64(11)) * 2.0**-53

@@ -148,8 +148,9 @@ class World:
         if _check_released(released) == "train":
             popular_N[~self.released_N] = -np.inf
         drawn_B = np.empty(len(user_B), np.int32)
-        for start in range(0, len(user_B), 256):  # few enough rows that they stay in the cache
-            rows = slice(start, start + 256)
+        block = max(1, 2**18 // item_DxN.size)  # in the cache, and too small for BLAS's threads
+        for start in range(0, len(user_B), block):
+            rows = slice(start, start + block)
             weight_BxN = z_BxD[rows] @ item_DxN
             weight_BxN += popular_N
             np.exp(weight_BxN, out=weight_BxN)
@@ -333,8 +334,8 @@ def _draw(
     users = len(new_U)
     # Of each user: how many interactions come before the TEST one.
     known_U = np.floor(2.5 + rng.gamma(2.0, (mean - 3) / 2, users)).clip(max=3 * mean)
-    known_U = np.where(new_U, rng.integers(0, world.window, users, endpoint=True), known_U)
-    known_U = known_U.astype(np.int64)
+    few_U = rng.integers(0, world.window, users, endpoint=True)
+    known_U = np.where(new_U, few_U, known_U).astype(np.int64)
     item_UxT = np.full((users, known_U.max() + 1), -1, np.int32)
     eager_UxT = np.zeros(item_UxT.shape)
 
@@ -365,8 +366,7 @@ def _draw(
     # A user's places stay in order and, each later by its place, no two times are equal.
     time_M = time_M[np.lexsort((time_M, user_M))] + place_M
     watched_M = 1 / (1 + np.exp(0.5 - eager_M - 0.5 * rng.standard_normal(len(user_M))))
-    watch_time_M = np.rint(length_N[item_M] * watched_M).astype(np.float32)
-    columns = {"watch_time": Dense(watch_time_M)}
+    columns = {"watch_time": Dense(np.rint(length_N[item_M] * watched_M).astype(np.float32))}
     return Interactions.build(user_M, item_M, users, time=time_M, columns=columns, part=part_M)
 
 

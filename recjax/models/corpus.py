@@ -39,7 +39,7 @@ def sum_gradient(tree: PyTree, axis: str | None) -> PyTree:
     """The identity, whose gradient is summed over a mesh axis.
 
     For replicated parameters that each device of the axis uses on a part of the corpus only: their
-    whole gradient is the sum of the devices' (the `f` operator of Megatron-LM, Shoeybi et al. 2019).
+    whole gradient is the sum of the devices' (the operator f of Megatron-LM, Shoeybi et al. 2019).
     """
     return tree if axis is None else jax.tree.map(functools.partial(_sum_gradient, axis), tree)
 

@@ -73,7 +73,9 @@ class AttentionPool(nn.Module):
         _, length, dim = rows_BxLxD.shape
         position_L = self.param("position", nn.initializers.zeros, (length,))
         hidden = jnp.tanh(nn.Dense(dim, use_bias=False, name="key")(rows_BxLxD))
-        logits_BxL = nn.Dense(1, use_bias=False, name="score")(hidden)[:, :, 0] + position_L[None, :]
+        logits_BxL = (
+            nn.Dense(1, use_bias=False, name="score")(hidden)[:, :, 0] + position_L[None, :]
+        )
         known_BxL = ids_BxL >= 0
         logits_BxL = jnp.where(known_BxL, logits_BxL, -1e9)
         weights_BxL = jax.nn.softmax(logits_BxL, axis=1) * known_BxL.astype(logits_BxL.dtype)

@@ -24,7 +24,7 @@ class SoftmaxHead(nn.Module):
     read by the watch history.
 
     Attributes:
-      num_items: N.
+      num_items: rows of V: N, or more where it is filled up.
       use_bias: whether each item has a logit bias.
     """
 
@@ -48,9 +48,9 @@ class SoftmaxHead(nn.Module):
         del inputs, index_B
         return rows["item"]
 
-    def logit_bias(self) -> Float[Array, "N"]:
-        """The bias of every item; zeros where the head has none."""
-        return self.bias if self.use_bias else jnp.zeros(self.num_items, jnp.float32)
+    def logit_bias(self) -> Float[Array, "N"] | None:
+        """The bias of every item, or None."""
+        return self.bias if self.use_bias else None
 
 
 class RetrievalModel(nn.Module):
@@ -78,17 +78,15 @@ class RetrievalModel(nn.Module):
     def setup(self):
         """Makes the tables, at initialisation only: later they are read where they are needed."""
         if self.is_initializing():
-            dense = {s.name: s for s in self.tables if s.mode == "dense"}
-            self.variable("params", "embedding", self._init_dense, dense)
+            # In one order whatever their modes, so that a table begins the same in either.
+            dense: dict[str, Array] = {}
             for spec in self.tables:
-                if spec.mode == "rows":
-                    self.variable("tables", spec.name, self._init_table, spec)
-
-    def _init_table(self, spec: TableSpec) -> Array:
-        return init_table(self.make_rng("params"), spec)
-
-    def _init_dense(self, specs: Mapping[str, TableSpec]) -> dict[str, Array]:
-        return {name: self._init_table(spec) for name, spec in specs.items()}
+                table = init_table(self.make_rng("params"), spec)
+                if spec.mode == "dense":
+                    dense[spec.name] = table
+                else:
+                    self.put_variable("tables", spec.name, table)
+            self.put_variable("params", "embedding", dense)
 
     def __call__(self, query_inputs: Inputs, item_inputs: Inputs) -> Float[Array, "B"]:
         """The score of each pair: see `score`."""
@@ -116,16 +114,14 @@ class RetrievalModel(nn.Module):
 
     def item_bias(self) -> Float[Array, "N"] | None:
         """The logit bias of every item of a softmax head that has one; else None."""
-        if isinstance(self.item, SoftmaxHead) and self.item.use_bias:
-            return self.item.logit_bias()
-        return None
+        return self.item.logit_bias() if isinstance(self.item, SoftmaxHead) else None
 
     def score(self, query_inputs: Inputs, item_inputs: Inputs) -> Float[Array, "B"]:
         """One score for each (query, item) pair of two equally long batches."""
         query_BxD, item_BxD = self.embed_query(query_inputs), self.embed_items(item_inputs)
         score_B = jnp.sum(query_BxD * item_BxD, axis=1) / self.temperature
-        bias_N = self.item_bias()
-        return score_B if bias_N is None else score_B + bias_N[item_inputs["item"]]
+        bias_B = self._bias_of(item_inputs)
+        return score_B if bias_B is None else score_B + bias_B
 
     def log_prob(
         self,
@@ -139,17 +135,21 @@ class RetrievalModel(nn.Module):
         Args:
           query_inputs: B queries.
           item_inputs: B items.
-          corpus_inputs: every item of the corpus, in order of position.
+          corpus_inputs: every item of the corpus, in any order.
           corpus_mask_N: False where an item of the corpus is left out of Z.
         """
         log_z_B = log_partition(
             self.embed_query(query_inputs),
             self.embed_items(corpus_inputs),
-            bias_N=self.item_bias(),
+            bias_N=self._bias_of(corpus_inputs),
             mask_N=corpus_mask_N,
             scale=1.0 / self.temperature,
         )
         return self.score(query_inputs, item_inputs) - log_z_B
+
+    def _bias_of(self, item_inputs: Inputs) -> Float[Array, "B"] | None:
+        bias_N = self.item_bias()
+        return None if bias_N is None else bias_N[item_inputs["item"]]
 
     def _rows(
         self,

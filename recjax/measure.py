@@ -1,0 +1,144 @@
+"""Measures an experiment's model, and what stands beside it, under the experiment's protocol."""
+
+import json
+import math
+import pathlib
+from typing import Any
+
+from recjax.baselines import oracle_ranker, popularity_ranker, random_ranker
+from recjax.evaluate import Evaluation, evaluate, protocol_record
+from recjax.experiment import Experiment
+from recjax.files import write_file
+from recjax.scoring import Ranker
+
+PyTree = Any
+
+
+def protocol_of(experiment: Experiment) -> dict[str, Any]:
+    """What two results must share to be compared: data, split, corpus, policies, metric."""
+    config = experiment.config
+    return {
+        "dataset": experiment.dataset.name,
+        "dataset_hash": experiment.dataset.hash,
+        "split": experiment.split.name,
+        "split_params": dict(experiment.split.params),
+        "split_hash": experiment.split.hash,
+        "history": config.examples.history,
+        "selection_metric": f"valid/{config.eval.metric}",
+        **protocol_record(
+            part="test",
+            corpus=config.eval.corpus,
+            num_candidates=int(experiment.corpus_mask_N.sum()),
+            seen=config.eval.seen,
+            ks=config.eval.ks,
+        ),
+    }
+
+
+def model_ranker(experiment: Experiment, variables: PyTree) -> Ranker:
+    """Ranks what the model can score of the corpus."""
+    mask_N = experiment.corpus_mask_N & experiment.rankable_mask_N
+    return experiment.scorer.ranker(variables, experiment.arrays, mask_N)
+
+
+def evaluate_model(
+    experiment: Experiment, variables: PyTree, part: str, **settings: Any
+) -> Evaluation:
+    """Measures the model; queries and items that it cannot score count as misses.
+
+    Args:
+      experiment: whose protocol, queries and model.
+      variables: what `experiment.model.apply` takes.
+      part: `valid` or `test`.
+      **settings: of `evaluate`, in place of the config's.
+    """
+    return evaluate_ranker(
+        experiment,
+        model_ranker(experiment, variables),
+        part,
+        servable_Q=experiment.serves(experiment.queries(part)),
+        rankable_mask_N=experiment.rankable_mask_N,
+        **settings,
+    )
+
+
+def evaluate_ranker(
+    experiment: Experiment, ranker: Ranker, part: str, **settings: Any
+) -> Evaluation:
+    """Measures a ranker that can score every query and item; otherwise as `evaluate_model`."""
+    config = experiment.config.eval
+    defaults = {
+        "ks": config.ks,
+        "seen": config.seen,
+        "batch_size": config.batch_size,
+        "samples": config.bootstrap,
+        "rankable_mask_N": experiment.corpus_mask_N,
+        "in_flight": experiment.parallel.steps_in_flight - 1,
+    }
+    return evaluate(
+        experiment.queries(part),
+        ranker,
+        part=part,
+        user_ids_U=experiment.dataset.users.ids,
+        corpus_mask_N=experiment.corpus_mask_N,
+        popularity_N=experiment.popularity_N,
+        **defaults | settings,
+    )
+
+
+def test_model(
+    experiment: Experiment, variables: PyTree, step: int, workdir: pathlib.Path
+) -> dict[str, float]:
+    """Measures the model and its baselines on `test`, and writes `eval/test.parquet` and `.json`.
+
+    Args:
+      experiment: what was trained.
+      variables: of the checkpoint that is tested.
+      step: of that checkpoint, for the record.
+      workdir: where `eval/` lies.
+
+    Returns:
+      Scalars by name: `test/<baseline>/<metric>`, and `test/<metric>` of the model last.
+
+    Raises:
+      CheckpointError: a file cannot be written.
+      DivergenceError: a score is NaN or infinite.
+    """
+    mask_N, world = experiment.corpus_mask_N, experiment.dataset.world
+    rankers = {
+        "popularity": popularity_ranker(experiment.popularity_N, mask_N),
+        "random": random_ranker(mask_N, experiment.config.seed),
+    }
+    if world is not None:
+        rankers["oracle"] = oracle_ranker(world, mask_N)
+    model = evaluate_model(experiment, variables, "test")
+    baselines = {
+        name: evaluate_ranker(experiment, ranker, "test", samples=0)
+        for name, ranker in rankers.items()
+    }
+    model.write(workdir / "eval" / "test.parquet")
+    record = {
+        "step": step,
+        "queries": experiment.queries("test").size,
+        "rankers": {
+            name: {"metrics": one.metrics, "intervals": one.intervals, "slices": one.slices}
+            for name, one in {"model": model, **baselines}.items()
+        },
+    }
+    text = json.dumps(_finite(record), indent=2, allow_nan=False)
+    write_file(workdir / "eval" / "test.json", text + "\n")
+    scalars = {
+        f"test/{name}/{metric}": value
+        for name, found in baselines.items()
+        for metric, value in found.metrics.items()
+    }
+    return scalars | {f"test/{metric}": value for metric, value in model.metrics.items()}
+
+
+def _finite(record: Any) -> Any:
+    """The record with null in place of the numbers that JSON has no word for."""
+    if isinstance(record, dict):
+        return {name: _finite(value) for name, value in record.items()}
+    if isinstance(record, list | tuple):
+        return [_finite(value) for value in record]
+    return None if isinstance(record, float) and not math.isfinite(record) else record

@@ -1,0 +1,127 @@
+"""The loop: what is due at which step, and what happens when it cannot go on."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+
+from recjax import load_config, train
+from recjax.errors import CheckpointError, DivergenceError
+from recjax.experiment import make_experiment
+from recjax.run import train_until
+from recjax.train import train_experiment
+from tests.runs import (
+    ROOT,
+    checkpoints_of,
+    lines_of,
+    never_stopped,
+    small_config,
+    stopper,
+)
+
+
+def steps_with(name, workdir):
+    """The steps whose lines in metrics.jsonl have a scalar of this name."""
+    return [line["step"] for line in lines_of(workdir) if name in line]
+
+
+def test_each_interval_is_its_own_and_the_last_step_is_logged_validated_and_saved():
+    run = never_stopped("mf")
+    assert steps_with("train/loss", run.workdir) == [4, 8, 12, 16, 20]
+    assert steps_with("valid/recall@10", run.workdir) == [7, 14, 20]
+    assert sorted(p.name for p in (run.workdir / "checkpoints" / "latest").iterdir()) == [
+        "18",
+        "20",
+    ]
+
+
+def test_metrics_are_a_line_of_a_step_and_named_scalars_the_test_metrics_last():
+    run = never_stopped("mf")
+    lines = lines_of(run.workdir)
+    assert [next(iter(line)) for line in lines] == ["step"] * len(lines)
+    assert all(isinstance(v, int | float) for line in lines for v in line.values())
+    assert lines[-1]["step"] == 20
+    assert {"test/recall@10", "test/ndcg@5", "test/popularity/recall@10"} < set(lines[-1])
+    assert not any(name.startswith("test/") for line in lines[:-1] for name in line)
+
+
+def test_a_run_leaves_its_config_protocol_events_and_results():
+    workdir = never_stopped("mf").workdir
+    protocol = json.loads((workdir / "protocol.json").read_text())
+    assert protocol["selection_metric"] == "valid/recall@10"
+    assert {"dataset_hash", "split_hash", "corpus", "seen", "ties"} <= set(protocol)
+    results = json.loads((workdir / "eval" / "test.json").read_text())
+    assert list(results["rankers"]) == ["model", "popularity", "random", "oracle"]
+    assert list((workdir / "tensorboard").iterdir())
+    assert json.loads((workdir / "config.json").read_text())["model"]["dim"] == 8
+    assert not list(workdir.rglob("*.partial"))
+
+
+def test_the_best_validation_is_what_is_tested():
+    run = never_stopped("mf")
+    values = {
+        s: line["valid/recall@10"]
+        for line in lines_of(run.workdir)
+        if "valid/recall@10" in line
+        for s in [line["step"]]
+    }
+    assert run.step == max(values, key=lambda step: (values[step], -step))
+
+
+def test_it_stops_after_so_many_validations_without_a_gain(tmp_path):
+    never_better = {"optim.learning_rate": 1e-9, "eval.every": 3, "eval.patience": 2}
+    config = small_config("mf", **never_better, **{"checkpoint.every": 100})
+    run = train(config, tmp_path, quiet=True)
+    assert run.step == 3
+    assert steps_with("valid/recall@10", tmp_path) == [3, 6, 9]
+    assert steps_with("train/loss", tmp_path) == [4, 8, 9]
+    assert steps_with("test/recall@10", tmp_path) == [9]
+    step, state, record = checkpoints_of(run)[0]
+    assert (step, int(state.step), record["best"]["stale"]) == (9, 9, 2)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    train(config, tmp_path, quiet=True)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(0.01, 1), (0.7, 18), (2.5, 65)])
+def test_epochs_may_be_fractions(epochs, steps):
+    config = small_config("mf", **{"train.steps": 0, "train.epochs": epochs})
+    experiment = make_experiment(config, never_stopped("mf").experiment.dataset)
+    assert (experiment.steps_per_epoch, experiment.total_steps) == (26, steps)
+
+
+def test_a_loss_that_is_no_number_stops_with_the_step_and_the_last_good_checkpoint(tmp_path):
+    config = small_config("mf", **{"eval.every": 100})
+    assert train_until(stopper(5), config, tmp_path, quiet=True) is None
+    experiment = make_experiment(config)
+    spoilt = {**experiment.arrays, "trainable_N": np.zeros(60, bool)}  # a softmax over nothing
+    with pytest.raises(DivergenceError, match="infinite at step 6; .* Try a lower optim.learning"):
+        train_experiment(dataclasses.replace(experiment, arrays=spoilt), tmp_path, quiet=True)
+    assert steps_with("train/loss", tmp_path) == [4]
+    assert checkpoints_of(never_stopped("mf"), tmp_path)[0][0] == 5
+
+
+def test_parameters_that_are_no_numbers_are_not_saved(tmp_path):
+    huge = {"optim.learning_rate": 1e30, "optim.weight_decay": 1e30, "optim.name": "sgd"}
+    with pytest.raises(DivergenceError, match="parameters became NaN or infinite at step 1"):
+        train(small_config("mf", **huge, **{"checkpoint.every": 1}), tmp_path, quiet=True)
+    assert not list((tmp_path / "checkpoints").glob("*/*"))
+
+
+def test_a_workdir_that_is_no_folder_is_one_message(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=re.escape(f"{tmp_path / 'file'}")):
+        train(small_config("mf"), tmp_path / "file", quiet=True)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").glob("*.py")), ids=lambda path: path.stem
+)
+def test_every_shipped_config_trains_two_steps(tmp_path, path):
+    changes = {"train.steps": 2, "parallel.data": 1, "eval.bootstrap": 0}
+    world = {"data.synthetic.users": 300, "data.synthetic.items": 200}
+    run = train(load_config(str(path), **changes | world), tmp_path, quiet=True)
+    assert run.step == 2
+    assert 0 < run.metrics["train/loss"] < 1.1 * np.log(200)
