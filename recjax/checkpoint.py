@@ -8,8 +8,9 @@ import logging
 import os
 import pathlib
 import sys
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -143,6 +144,9 @@ class _Folder:
         for number in reversed(self.numbers()):
             with _quiet_leftovers():
                 restored = self._read_or_reason(number, abstract_state)
+                if isinstance(restored, str):
+                    gc.collect()  # what was never awaited is reported when it is collected,
+                    time.sleep(0.2)  # and what TensorStore still reads, when it is done
             if not isinstance(restored, str):
                 step, _, record = restored
                 self.current = (step, record)
@@ -287,11 +291,24 @@ class _NotOrbax(logging.Filter):
         return "orbax" not in record.pathname
 
 
+class _NotLateWrites:
+    """A hook for unraisable errors: writes that outlive a failed save find its loop closed."""
+
+    def __init__(self, hook: Callable[[Any], Any]):
+        self._hook = hook
+
+    def __call__(self, unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self._hook(unraisable)
+
+
 def _silence_orbax() -> None:
     """Drops what Orbax logs: its failures are exceptions, and the rest concerns Orbax."""
     logger = absl_logging.get_absl_logger()
     if not any(isinstance(known, _NotOrbax) for known in logger.filters):
         logger.addFilter(_NotOrbax())
+    if not isinstance(sys.unraisablehook, _NotLateWrites):
+        sys.unraisablehook = _NotLateWrites(sys.unraisablehook)
 
 
 @contextlib.contextmanager
@@ -302,7 +319,6 @@ def _quiet_leftovers() -> Iterator[None]:
     logger.disabled, sys.unraisablehook = True, lambda _: None
     try:
         yield
-        gc.collect()  # what was never awaited is reported when it is collected
     finally:
         logger.disabled, sys.unraisablehook = disabled, hook
 

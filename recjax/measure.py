@@ -86,7 +86,7 @@ def evaluate_ranker(
     )
 
 
-def test_model(
+def write_test_results(
     experiment: Experiment, variables: PyTree, step: int, workdir: pathlib.Path
 ) -> dict[str, float]:
     """Measures the model and its baselines on `test`, and writes `eval/test.parquet` and `.json`.

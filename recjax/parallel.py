@@ -40,16 +40,13 @@ def select_accelerator(name: str) -> None:
     jax.config.update("jax_platforms", _PLATFORMS[name])
     try:
         found = jax.devices()[0].platform
+        reason = f"it starts on {found}"
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"--accelerator={name}: JAX finds no {name} here ({reason}); install it with "
-            f"`{_INSTALL[name]}`, or use --accelerator=auto"
-        ) from error
+        found, reason = "", str(error).splitlines()[0]
     if found != name:
         raise ConfigError(
-            f"--accelerator={name}: JAX started on {found} instead; install {name} support with "
-            f"`{_INSTALL[name]}`"
+            f"--accelerator={name}: JAX finds no {name} here ({reason}). If this machine has one, "
+            f"`{_INSTALL[name]}`; otherwise use --accelerator=auto"
         )
 
 

@@ -131,13 +131,13 @@ class Run:
         return np.asarray(scorer.embed_corpus(self.variables, self.experiment.arrays))
 
     def _users(self, user_ids: Sequence[Any] | np.ndarray) -> np.ndarray:
-        dataset, ids = self.experiment.dataset, np.asarray(user_ids)
+        dataset, ids = self.experiment.dataset, np.atleast_1d(user_ids)
         positions = dataset.users.index_of(ids)
         if (positions < 0).any():
             unknown = ids[positions < 0]
             raise DataError(
                 f"{dataset.name}: {len(unknown)} of {len(ids)} user ids are not in the data, the "
-                f"first {unknown[:5].tolist()}; its ids are such as {dataset.users.ids[:1].tolist()}"
+                f"first {unknown[:5].tolist()}; ids are such as {dataset.users.ids[:1].tolist()}"
             )
         return positions
 

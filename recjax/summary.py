@@ -34,7 +34,7 @@ def describe(experiment: Experiment, workdir: pathlib.Path) -> str:
         ("split", f"{split.name}: {counts}"),
         ("examples", experiment.examples.describe()),
         ("query side", _tower(model.query)),
-        ("item side", _item_side(model)),
+        ("item side", _item_side(model, dataset.items.size)),
         ("parameters", f"{size:,}; {_tables(model)}"),
         ("loss", _loss(experiment)),
         (
@@ -111,16 +111,15 @@ def _tower(tower: Any) -> str:
     return f"{', '.join(spec.name for spec in tower.features)}; hidden {layers}, {last}"
 
 
-def _item_side(model: RetrievalModel) -> str:
+def _item_side(model: RetrievalModel, num_items: int) -> str:
     if isinstance(model.item, SoftmaxHead):
-        return f"softmax head, {model.item.num_items:,} rows" + (
-            " with a bias each" if model.item.use_bias else ""
-        )
+        bias = " with a bias each" if model.item.use_bias else ""
+        return f"softmax head over {num_items:,} items{bias}"
     return f"tower: {_tower(model.item)}"
 
 
 def _tables(model: RetrievalModel) -> str:
-    large = sorted(model.tables, key=lambda spec: -spec.rows)[:4]
+    large = sorted(model.tables, key=lambda spec: -spec.rows * spec.dim)[:4]
     shown = ", ".join(f"{s.name} {s.rows:,} x {s.dim} ({s.mode})" for s in large)
     more = len(model.tables) - len(large)
     return f"tables {shown}" + (f" and {more} smaller" if more > 0 else "")

@@ -20,7 +20,7 @@ from recjax.data.loader import make_batches
 from recjax.errors import CheckpointError, DivergenceError
 from recjax.experiment import Experiment
 from recjax.files import write_file
-from recjax.measure import evaluate_model, protocol_of, test_model
+from recjax.measure import evaluate_model, protocol_of, write_test_results
 from recjax.progress import Progress
 from recjax.step import TrainState
 from recjax.writer import MetricsWriter
@@ -81,7 +81,7 @@ def train_experiment(
             return False
         checkpointer.wait()
         step, state = restore_best(experiment, checkpointer)
-        writer.write(last, test_model(experiment, variables_of(state), step, workdir))
+        writer.write(last, write_test_results(experiment, variables_of(state), step, workdir))
         return True
 
 

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import pathlib
+import resource
 import runpy
 import shutil
 import signal
@@ -16,10 +17,12 @@ import time
 import jax
 import numpy as np
 
-import recjax.train
 from recjax import Run, load_config, train
 from recjax.checkpoint import Checkpointer
+from recjax.data.loader import Batches
+from recjax.experiment import make_experiment
 from recjax.run import train_until
+from tests.tiny import tiny_dataset
 
 ROOT = pathlib.Path(__file__).parents[1]
 # No interval divides another or the number of steps.
@@ -65,6 +68,12 @@ def small_config(name, **overrides):
     return load_config(str(ROOT / "configs" / f"{name}.py"), **TINY | MODELS[name] | overrides)
 
 
+def small_experiment(name, **changes):
+    """The experiment of a small config on `tiny_dataset`; in a key `__` stands for the dot."""
+    changes = {key.replace("__", "."): value for key, value in changes.items()}
+    return make_experiment(small_config(name, **changes), tiny_dataset())
+
+
 @functools.cache
 def never_stopped(name) -> Run:
     """The finished run of a small config; whoever changes its workdir must copy it first."""
@@ -104,15 +113,20 @@ def train_and_be_killed(name, workdir, steps, while_saving):
 
 
 def slow_main(seconds):
-    """`python -m recjax.main` with the words of `sys.argv`, each batch taking so long."""
-    make_batches = recjax.train.make_batches
+    """`python -m recjax.main` with the words of `sys.argv`, each batch taking so long to make."""
+    make = Batches.__call__
 
-    def slow_batches(*args, **kwargs):
-        for batch in make_batches(*args, **kwargs):
-            time.sleep(seconds)
-            yield batch
+    def make_slowly(self, step):
+        time.sleep(seconds)
+        return make(self, step)
 
-    recjax.train.make_batches = slow_batches
+    Batches.__call__ = make_slowly
+    runpy.run_module("recjax.main", run_name="__main__")
+
+
+def main_on_a_full_disk(limit):
+    """`python -m recjax.main` with the words of `sys.argv`, no file growing past so many bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     runpy.run_module("recjax.main", run_name="__main__")
 
 

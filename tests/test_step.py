@@ -18,6 +18,11 @@ SAMPLED = {"loss__candidates": "uniform", "loss__num_sampled": 16, "tables__mode
 MULTI_HOT = {"examples__labels": "multi_hot", "examples__history": "profile"}
 CASES = {
     "softmax": {"config": "softmax", "model__item__bias": True, "model__query__dropout": 0.3},
+    "shared_head": {
+        "config": "softmax",
+        "model__query__history_table": "item",
+        "model__normalize": True,
+    },
     "tower": {
         "model__item__dropout": 0.3,
         "model__query__history_table": "item",
@@ -127,6 +132,7 @@ def assert_copies_are_equal(state, devices):
 FAST = {
     ("softmax", "sgd", EIGHT),
     ("softmax", "sgd", SHARDED),
+    ("shared_head", "sgd", SHARDED),
     ("tower", "sgd", SHARDED),
     ("in_batch", "sgd", EIGHT),
     ("in_batch_multi_hot", "sgd", EIGHT),
@@ -167,6 +173,8 @@ def test_the_model_axis_splits_row_tables_and_the_head():
     head, _ = trained("softmax", "sgd", SHARDED)
     assert rows_per_device(head.params["embedding"]["head"]) == {0.5}
     assert rows_per_device(head.params["embedding"]["history"]) == {1.0}
+    shared, _ = trained("shared_head", "sgd", SHARDED)  # histories need all of it everywhere
+    assert rows_per_device(shared.params["embedding"]["head"]) == {1.0}
     rows, _ = trained("sampled_softmax", "adagrad", SHARDED)
     for name in ("head", "history", "user.country"):
         assert rows_per_device(rows.tables[name]) == {0.5}
@@ -183,18 +191,20 @@ def test_a_second_step_compiles_nothing_and_takes_over_the_state(mapper):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
-def test_tables_updated_by_rows_equal_dense_ones(optimizer):
-    """Histories share the item's table, and histories, bags and labels have padding."""
-    rows, rows_loss = trained("sampled", optimizer)
-    dense, dense_loss = trained("sampled", optimizer, mode="dense")
+@pytest.mark.parametrize(
+    ("case", "optimizer"), [("sampled", "sgd"), ("sampled_softmax", "adagrad")]
+)
+def test_tables_updated_by_rows_equal_dense_ones(case, optimizer):
+    """In `sampled` a history shares the item's table, and history, bags and labels have padding."""
+    rows, rows_loss = trained(case, optimizer)
+    dense, dense_loss = trained(case, optimizer, mode="dense")
     assert rows_loss == pytest.approx(dense_loss, abs=1e-6)
+    first = whole_state(compiled(case, optimizer)[0]).tables
     assert set(rows.tables) == set(dense.params["embedding"])
     for name, table in tables_of(dense).items():
-        filled = rows.tables[name]  # up to a multiple of 64 rows, which are never touched
+        filled = np.asarray(rows.tables[name])  # up to a multiple of 64 rows, never touched
         np.testing.assert_allclose(filled[: len(table)], table, atol=1e-6, err_msg=name)
-        first = whole_state(compiled("sampled", optimizer)[0]).tables[name]
-        np.testing.assert_array_equal(filled[len(table) :], first[len(table) :], err_msg=name)
+        np.testing.assert_array_equal(filled[len(table) :], first[name][len(table) :])
 
 
 @pytest.mark.parametrize("case", ["softmax", "in_batch"])

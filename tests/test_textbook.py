@@ -102,7 +102,7 @@ def gain(a, b, chosen=True):
 def test_softmax_dnn_beats_mf_where_features_and_history_matter(trained):
     dnn, mf = (trained(m, "user features and history").evaluate() for m in ("softmax", "mf"))
     low, _ = gain(dnn, mf, ~COLD_USER)
-    assert low > 0.07
+    assert low > 0.06
 
 
 def test_softmax_dnn_serves_cold_users_where_mf_cannot(trained):
@@ -113,7 +113,7 @@ def test_softmax_dnn_serves_cold_users_where_mf_cannot(trained):
     x = dnn.experiment
     popularity = baseline(dnn, popularity_ranker(x.popularity_N, x.corpus_mask_N))
     low, _ = gain(found, popularity, COLD_USER)
-    assert low > 0.1
+    assert low > 0.06
 
 
 def test_two_tower_ranks_cold_items_far_above_chance_where_a_softmax_head_cannot(trained):
@@ -142,9 +142,9 @@ def test_side_features_raise_recall_where_they_explain_interest(trained, knobs):
     on, off = (trained(m, knobs).evaluate() for m in ("softmax", "softmax on history alone"))
     low, high = gain(on, off)
     if knobs == "user features":
-        assert low > 0.05
+        assert low > 0.04
     else:
-        assert high < 0.03
+        assert high < 0.02
 
 
 def test_popularity_lift_is_reported_for_all_and_no_model_beats_the_oracle(trained):

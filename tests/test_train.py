@@ -85,13 +85,6 @@ def test_it_stops_after_so_many_validations_without_a_gain(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [(0.01, 1), (0.7, 18), (2.5, 65)])
-def test_epochs_may_be_fractions(epochs, steps):
-    config = small_config("mf", **{"train.steps": 0, "train.epochs": epochs})
-    experiment = make_experiment(config, never_stopped("mf").experiment.dataset)
-    assert (experiment.steps_per_epoch, experiment.total_steps) == (26, steps)
-
-
 def test_a_loss_that_is_no_number_stops_with_the_step_and_the_last_good_checkpoint(tmp_path):
     config = small_config("mf", **{"eval.every": 100})
     assert train_until(stopper(5), config, tmp_path, quiet=True) is None

@@ -87,7 +87,11 @@ class Table:
     def index_of(self, ids: Any) -> np.ndarray:
         """Positions (int32) of ids in this table; -1 for an id that it does not hold."""
         ids = np.asarray(ids)
-        if ids.size == 0 or self.size == 0 or (ids.dtype.kind in "US") != (self.ids.dtype.kind in "US"):
+        if (
+            ids.size == 0
+            or self.size == 0
+            or (ids.dtype.kind in "US") != (self.ids.dtype.kind in "US")
+        ):
             return np.full(ids.shape, -1, np.int32)
         place = np.minimum(np.searchsorted(self.ids, ids, sorter=self._order), self.size - 1)
         found = self._order[place]

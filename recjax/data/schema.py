@@ -48,7 +48,7 @@ class Feature:
         ):
             if value not in legal:
                 raise DataError(
-                    f"schema: feature {self.name!r} has {field}={value!r}; it must be one of {legal}"
+                    f"schema: feature {self.name!r} has {field}={value!r}; legal are {legal}"
                 )
 
 

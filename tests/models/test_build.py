@@ -1,0 +1,29 @@
+"""A model as the config defines it: the modes and widths of its tables."""
+
+import pytest
+
+from recjax.errors import ConfigError
+from tests.runs import small_experiment
+
+
+def test_a_table_is_dense_where_the_whole_corpus_is_read_and_else_in_the_mode_asked_for():
+    def modes(**changes):
+        tables = small_experiment("softmax", **changes).model.tables
+        return {table.name: (table.mode, table.rows) for table in tables}
+
+    sampled = {"loss__candidates": "uniform"}
+    assert modes(loss__candidates="full")["head"] == ("dense", 64)
+    assert modes(**sampled)["history"] == ("rows", 64)
+    assert modes(**sampled, tables__mode="dense")["history"] == ("dense", 51)
+    found = modes(**sampled, tables__mode="auto", tables__rows_min=52)
+    assert (found["history"], found["head"]) == (("dense", 51), ("rows", 64))
+
+
+def test_an_id_alone_has_an_embedding_as_wide_as_the_output():
+    dims = {t.name: t.dim for t in small_experiment("mf", model__dim=12).model.tables}
+    assert dims == {"user_id": 12, "head": 12}
+
+
+def test_features_as_they_are_must_be_as_wide_as_the_output():
+    with pytest.raises(ConfigError, match="model.query.output=none returns 5 .*model.dim is 8"):
+        small_experiment("mf", model__query__features=("age", "country"))

@@ -1,0 +1,58 @@
+"""What a run says of itself."""
+
+import json
+import shutil
+
+from recjax.summary import describe, report
+from tests.runs import never_stopped, small_experiment
+
+
+def test_the_plan_names_data_split_model_sizes_loss_and_devices(tmp_path):
+    plan = describe(small_experiment("softmax"), tmp_path)
+    for text in (
+        "data        synthetic: 40 users, 51 items, ",
+        "split       predefined: ",
+        "query side  age, country, device, history, ",
+        "; hidden 8, -> 8\n",
+        "item side   softmax head over 51 items\n",
+        "head 64 x 8 (rows)",
+        "against 16 unigram draws, corrected by logQ\n",
+        "optimizer   adam, learning rate ",
+        "20 steps of 32 examples (7 an epoch)",
+        "51 items (listed), without the user's known ones; chosen by valid/recall@10\n",
+        "(cpu), shard_map, data 1 x model 1\n",
+        f"workdir     {tmp_path}",
+    ):
+        assert text in plan
+
+
+def test_an_item_tower_over_the_id_alone_is_announced(tmp_path):
+    note = "note: this data has no item features"
+    assert note not in describe(small_experiment("two_tower"), tmp_path)
+    alone = small_experiment("two_tower", model__item__features=("item_id",))
+    assert describe(alone, tmp_path).splitlines()[-1].startswith(note)
+
+
+def test_the_report_shows_the_model_beside_baselines_in_few_rows(tmp_path):
+    run = never_stopped("mf")
+    lines = report(run.experiment, run.workdir).splitlines()
+    assert lines[0].startswith("test, 120 queries, the model of step ")
+    assert lines[1].split() == ["metric", "model", "popularity", "random", "oracle", "of", "oracle"]
+    rows = [line.split()[0] for line in lines[3 : lines.index("")]]
+    assert rows == [
+        *("recall@10", "ndcg@10", "mrr@10", "hit_rate@10"),
+        *("coverage@10", "gini@10", "popularity_lift@10", "novelty@10"),
+    ]
+    recall = run.metrics["test/recall@10"]
+    assert f"{recall:.4f} ± " in lines[3]
+    assert lines[-1].startswith(f"Everything lies in {run.workdir}: metrics.jsonl")
+
+
+def test_a_number_that_is_not_there_is_a_dash(tmp_path):
+    run = never_stopped("mf")
+    file = shutil.copytree(run.workdir / "eval", tmp_path / "eval") / "test.json"
+    record = json.loads(file.read_text())
+    record["rankers"]["model"]["metrics"]["novelty@10"] = None
+    file.write_text(json.dumps(record))
+    (line,) = (x for x in report(run.experiment, tmp_path).splitlines() if "novelty@10" in x)
+    assert line.split()[1] == "-"
