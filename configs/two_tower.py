@@ -158,6 +158,7 @@ def _on(c: ConfigDict, data: str) -> None:
     """What differs from one data set to the next."""
     if data == "synthetic":
         c.examples.history_length = 5
+        c.optim.learning_rate = 5e-3
     if data.startswith("movielens"):
         c.split.name = "leave_one_out"
         c.eval.corpus = "rated"

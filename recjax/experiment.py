@@ -135,22 +135,23 @@ class Experiment:
         return np.bincount(item, minlength=self.dataset.items.size)
 
     @functools.cached_property
-    def _queries(self) -> dict[str, EvalQueries]:
+    def _queries(self) -> dict[tuple[str, int], EvalQueries]:
         return {}
 
-    def queries(self, part: str) -> EvalQueries:
-        """The queries of `valid` or `test`, made once."""
+    def queries(self, part: str, history_length: int = 0) -> EvalQueries:
+        """The queries of `valid` or `test`, made once, with at least this much history."""
         examples = self.config.examples
-        if part not in self._queries:
-            self._queries[part] = make_queries(
+        key = part, max(history_length, examples.history_length)
+        if key not in self._queries:
+            self._queries[key] = make_queries(
                 self.dataset,
                 self.split,
                 part,
                 history=examples.history,
-                history_length=examples.history_length,
+                history_length=key[1],
                 context=self.context,
             )
-        return self._queries[part]
+        return self._queries[key]
 
     def serves(self, queries: EvalQueries) -> np.ndarray:
         """bool [Q]: queries that the model can answer; one that reads ids alone needs the id."""

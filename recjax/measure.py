@@ -5,11 +5,10 @@ import math
 import pathlib
 from typing import Any
 
-from recjax.baselines import oracle_ranker, popularity_ranker, random_ranker
+from recjax.baselines import Ranker, oracle_ranker, popularity_ranker, random_ranker
 from recjax.evaluate import Evaluation, evaluate, protocol_record
 from recjax.experiment import Experiment
 from recjax.files import write_file
-from recjax.scoring import Ranker
 
 PyTree = Any
 
@@ -63,9 +62,17 @@ def evaluate_model(
 
 
 def evaluate_ranker(
-    experiment: Experiment, ranker: Ranker, part: str, **settings: Any
+    experiment: Experiment,
+    ranker: Ranker,
+    part: str,
+    *,
+    history_length: int = 0,
+    **settings: Any,
 ) -> Evaluation:
-    """Measures a ranker that can score every query and item; otherwise as `evaluate_model`."""
+    """Measures a ranker that can score every query and item; otherwise as `evaluate_model`.
+
+    `history_length` is what the ranker needs, where that is more than the model reads.
+    """
     config = experiment.config.eval
     defaults = {
         "ks": config.ks,
@@ -76,7 +83,7 @@ def evaluate_ranker(
         "in_flight": experiment.parallel.steps_in_flight - 1,
     }
     return evaluate(
-        experiment.queries(part),
+        experiment.queries(part, history_length),
         ranker,
         part=part,
         user_ids_U=experiment.dataset.users.ids,
@@ -109,13 +116,19 @@ def write_test_results(
         "popularity": popularity_ranker(experiment.popularity_N, mask_N),
         "random": random_ranker(mask_N, experiment.config.seed),
     }
-    if world is not None:
-        rankers["oracle"] = oracle_ranker(world, mask_N)
     model = evaluate_model(experiment, variables, "test")
     baselines = {
         name: evaluate_ranker(experiment, ranker, "test", samples=0)
         for name, ranker in rankers.items()
     }
+    if world is not None:
+        baselines["oracle"] = evaluate_ranker(
+            experiment,
+            oracle_ranker(world, mask_N),
+            "test",
+            history_length=world.window,
+            samples=0,
+        )
     model.write(workdir / "eval" / "test.parquet")
     record = {
         "step": step,

@@ -22,8 +22,8 @@ ROW_MULTIPLE = 64  # sharded tables have a multiple of this many rows, on any nu
 _PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
 _INSTALL = {
     "cpu": "pip install jax",
-    "gpu": "pip install 'recjax[gpu]'",
-    "tpu": "pip install 'recjax[tpu]'",
+    "gpu": "pip install -e '.[gpu]'",
+    "tpu": "pip install -e '.[tpu]'",
 }
 
 PyTree = Any
@@ -167,8 +167,8 @@ def make_parallel(mapper: str, data: int, model: int, batch_size: int) -> Parall
     devices = jax.devices()
     if mapper == "pmap" and model > 1:
         raise ConfigError(
-            f"config.parallel.mapper=pmap splits examples only, so parallel.model={model} cannot be; "
-            "use parallel.mapper=shard_map"
+            "config.parallel.mapper=pmap splits examples only, so parallel.model="
+            f"{model} cannot be; use parallel.mapper=shard_map"
         )
     if model < 1 or ROW_MULTIPLE % model or model > len(devices):
         raise ConfigError(

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from recjax.baselines import Ranker
 from recjax.data.encode import Encoder
 from recjax.models.corpus import encode_corpus
 from recjax.models.retrieval import RetrievalModel
 from recjax.ops.topk import top_k
 
 PyTree = Any
-Ranker = Callable[[dict[str, np.ndarray], np.ndarray, int], tuple[Array, Array]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -95,6 +95,7 @@ def assert_is_a_readable_log(out):
         assert re.search(f"^{line}$", out, re.MULTILINE), line
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_message_and_the_checkpoint_before_is_intact(tmp_path):
     wide = {"model.dim": 256, "checkpoint.every": 2, "eval.every": 20}
     assert train_until(stopper(3), small_config("mf", **wide), tmp_path, quiet=True) is None

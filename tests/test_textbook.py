@@ -7,7 +7,6 @@ difference of recall@10 over the same queries, whose 99 % interval must lie beyo
 import functools
 import math
 
-import numpy as np
 import polars as pl
 import pytest
 
@@ -19,6 +18,7 @@ from recjax.metrics import paired_bootstrap
 from recjax.slices import NOT_SCORED
 from tests.runs import ROOT
 
+EVERY_QUERY = pl.lit(True)
 COLD_USER = pl.col("cold_user")
 COLD_ITEM = pl.col("targets_cold") > 0
 
@@ -49,11 +49,11 @@ MODELS = {
     "softmax": ("softmax", {}),
     "softmax on history alone": ("softmax", {"model.query.features": ("history",)}),
     "two-tower": ("two_tower", {"model.item.features": ("all",), "model.item.hidden": (64,)}),
-    # As good as it gets: smaller, larger, faster and longer ones have a lower validation recall.
+    # The best of what was tried: dim 8 to 64, learning rate 0.005 to 0.02, up to 20 epochs.
     "mf": (
         "mf",
         {
-            "model.dim": 32,
+            "model.dim": 64,
             "model.query.features": ("user_id",),
             "model.query.hidden": (),
             "optim.learning_rate": 5e-3,
@@ -88,15 +88,12 @@ def baseline(run, ranker):
     return evaluate_ranker(run.experiment, ranker, "test", samples=0)
 
 
-def gain(a, b, chosen=True):
+def gain(a, b, chosen=EVERY_QUERY):
     """Recall@10 of a less that of b over the chosen queries: the ends of its 99 % interval."""
-    chosen = pl.lit(chosen) if isinstance(chosen, bool) else chosen
-    recall = [e.per_query.filter(chosen)["recall@10"].to_numpy() for e in (a, b)]
-    difference, low, high = paired_bootstrap(*recall, samples=4000, level=0.99)
-    print(
-        f"n {len(recall[0])}: {np.mean(recall, axis=1)}, {difference:.3f} [{low:.3f}, {high:.3f}]"
-    )
-    return low, high
+    a, b = (evaluation.per_query.filter(chosen) for evaluation in (a, b))
+    assert a["user"].equals(b["user"])
+    recall = (frame["recall@10"].to_numpy() for frame in (a, b))
+    return paired_bootstrap(*recall, samples=4000, level=0.99)[1:]
 
 
 def test_softmax_dnn_beats_mf_where_features_and_history_matter(trained):
@@ -147,17 +144,14 @@ def test_side_features_raise_recall_where_they_explain_interest(trained, knobs):
         assert high < 0.02
 
 
-def test_popularity_lift_is_reported_for_all_and_no_model_beats_the_oracle(trained):
-    for model in ("softmax", "mf", "two-tower"):
-        run = trained(model, "user features and history")
-        names = ("", "popularity/", "random/", "oracle/")
-        lift = [run.metrics[f"test/{name}popularity_lift@10"] for name in names]
-        print(model, lift)
-        assert all(map(math.isfinite, lift))
-        own, popularity, by_chance, _ = lift
-        assert by_chance < 1 < own < popularity
-        x = run.experiment
-        low, _ = gain(
-            baseline(run, oracle_ranker(x.dataset.world, x.corpus_mask_N)), run.evaluate()
-        )
-        assert low > 0
+@pytest.mark.parametrize("model", ["mf", "softmax", "two-tower"])
+def test_popularity_lift_is_reported_for_all_and_no_model_beats_the_oracle(trained, model):
+    run = trained(model, "user features and history")
+    names = ("random/", "", "oracle/", "popularity/")
+    lift = {name: run.metrics[f"test/{name}popularity_lift@10"] for name in names}
+    assert all(map(math.isfinite, lift.values()))
+    assert lift["random/"] < 1 < lift[""] < lift["popularity/"]
+    x = run.experiment
+    oracle = baseline(run, oracle_ranker(x.dataset.world, x.corpus_mask_N))
+    low, _ = gain(oracle, run.evaluate())
+    assert low > 0.02
