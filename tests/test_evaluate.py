@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from recjax import baselines, slices
-from recjax.errors import DataError, DivergenceError
+from recjax.errors import CheckpointError, DataError, DivergenceError
 from recjax.evaluate import Evaluation, evaluate, protocol_record
 
 NUM_ITEMS = 30
@@ -255,7 +255,7 @@ def test_a_full_disk_leaves_the_earlier_file_and_nothing_half_written(tmp_path, 
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(CheckpointError, match="test.parquet cannot be written: No space left"):
         run(make_queries(5)).write(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 

@@ -103,4 +103,4 @@ def test_an_accelerator_that_jax_lacks_is_refused_with_what_to_install(name):
     found = subprocess.run([sys.executable, "-c", program, name], capture_output=True, text=True)
     last_line = found.stderr.splitlines()[-1]
     assert last_line.startswith(f"recjax.errors.ConfigError: --accelerator={name}: JAX finds no")
-    assert f"`pip install 'recjax[{name}]'`" in last_line
+    assert f"`pip install -e '.[{name}]'`" in last_line
