@@ -88,6 +88,7 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.loss.num_sampled = 1024  # uniform, log_uniform, unigram: draws per step
     c.loss.unigram_power = 0.75
     c.loss.correct_logq = True  # False: the biased estimator without logQ
+    c.loss.correct_positive = False  # True: log q of the label too (common, biased: 2507.09331)
     c.loss.corpus_chunk = 8192  # full with an item tower: items encoded at a time
 
     c.optim = ConfigDict()

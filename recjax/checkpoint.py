@@ -78,7 +78,7 @@ class Checkpointer:
         Of each damaged one that is passed over, a warning is logged.
 
         Args:
-          abstract_state: the shapes, dtypes and shardings to restore to (see `abstract`).
+          abstract_state: the shapes, dtypes and shardings to restore to.
         """
         return self._latest.read_newest(abstract_state)
 
@@ -97,13 +97,6 @@ class Checkpointer:
             self._latest.close()
         finally:
             self._best.close()
-
-
-def abstract(state: Any) -> Any:
-    """The state's shapes, dtypes and shardings, as a target to restore to."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )
 
 
 class _Folder:

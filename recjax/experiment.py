@@ -65,6 +65,12 @@ _POSITIVE = (
     "log.every",
 )
 _NOT_NEGATIVE = (
+    "examples.min_history",
+    "optim.clip_norm",
+    "optim.eps",
+    "optim.initial_accumulator",
+    "optim.warmup_steps",
+    "optim.weight_decay",
     "train.steps",
     "train.prefetch",
     "eval.every",
@@ -73,6 +79,8 @@ _NOT_NEGATIVE = (
     "checkpoint.every",
     "parallel.data",
 )
+_BELOW_ONE = ("model.query.dropout", "model.item.dropout", "optim.b1", "optim.b2")
+_SEEDS = ("seed", "split.seed")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -263,21 +271,31 @@ def check_config(config: Config) -> None:
     """
     check_choices(config, CHOICES)
     flat = flatten_config(config)
+
+    def check(key: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise ConfigError(f"config.{key}={flat[key]}: it {rule}")
+
+    for key, value in flat.items():
+        check(key, not isinstance(value, float) or math.isfinite(value), "must be finite")
     for key in _POSITIVE:
-        if not 0 < flat[key] < math.inf:
-            raise ConfigError(f"config.{key}={flat[key]}: it must be above 0 and finite")
+        check(key, flat[key] > 0, "must be above 0")
     for key in _NOT_NEGATIVE:
-        if flat[key] < 0:
-            raise ConfigError(f"config.{key}={flat[key]}: it must not be negative")
-    if not config.eval.ks or min(config.eval.ks) < 1:
-        raise ConfigError(f"config.eval.ks={config.eval.ks}: it needs at least one k, from 1 on")
+        check(key, flat[key] >= 0, "must not be negative")
+    for key in _BELOW_ONE:
+        check(key, 0.0 <= flat[key] < 1.0, "must be in [0, 1)")
+    for key in _SEEDS:
+        check(key, 0 <= flat[key] < 2**32, "must be in 0..2**32-1")
+    for key in ("model.query.hidden", "model.item.hidden"):
+        sizes_are_legal = all(isinstance(size, int) and size >= 1 for size in flat[key])
+        check(key, sizes_are_legal, "must hold whole numbers, from 1 on")
+    pooling = "model.query.pooling"
+    check(pooling, flat[pooling] != (), f"needs at least one of {POOLINGS}")
+    check("eval.ks", min(flat["eval.ks"], default=0) >= 1, "needs at least one k, from 1 on")
     legal = [f"{name}@{k}" for name in PER_QUERY for k in config.eval.ks]
     check_choices(config, {"eval.metric": legal})
-    if config.train.steps <= 0 and config.train.epochs <= 0:
-        raise ConfigError("config.train.epochs: it must be above 0 where train.steps is 0")
-    for side in (config.model.query, config.model.item):
-        if not 0.0 <= side.dropout < 1.0:
-            raise ConfigError(f"config.model.*.dropout={side.dropout}: it must be in [0, 1)")
+    if config.train.steps == 0:
+        check("train.epochs", config.train.epochs > 0, "must be above 0 where train.steps is 0")
 
 
 def _context_names(dataset: Dataset, config: Config) -> tuple[str, ...]:
@@ -329,6 +347,7 @@ def _step(
         row_optimizer=make_row_optimizer(config.optim, total),
         num_items=num_items,
         correct_logq=config.loss.correct_logq,
+        correct_positive=config.loss.correct_positive,
         corpus_chunk=config.loss.corpus_chunk,
         log_every=config.log.every,
         model_axis=parallel.model_axis,

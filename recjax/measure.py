@@ -112,6 +112,7 @@ def write_test_results(
       DivergenceError: a score is NaN or infinite.
     """
     mask_N, world = experiment.corpus_mask_N, experiment.dataset.world
+    seen = experiment.config.eval.seen
     rankers = {
         "popularity": popularity_ranker(experiment.popularity_N, mask_N),
         "random": random_ranker(mask_N, experiment.config.seed),
@@ -133,6 +134,7 @@ def write_test_results(
     record = {
         "step": step,
         "queries": experiment.queries("test").size,
+        "targets_already_seen": int(experiment.queries("test").seen_targets(seen).sum()),
         "rankers": {
             name: {"metrics": one.metrics, "intervals": one.intervals, "slices": one.slices}
             for name, one in {"model": model, **baselines}.items()

@@ -66,6 +66,7 @@ class TrainStep:
       num_items: N, items of the data set.
       loss: of the logits.
       correct_logq: whether the loss corrects for log q.
+      correct_positive: whether it does so for the labels too, which is biased.
       corpus_chunk: items that a tower encodes at a time, for the full corpus.
       log_every: steps over which the logged loss is a mean.
       data_axis: axis over which examples are split.
@@ -81,6 +82,7 @@ class TrainStep:
     num_items: int
     loss: Loss = LOSSES["softmax"]
     correct_logq: bool = True
+    correct_positive: bool = False
     corpus_chunk: int = 8192
     log_every: int = 50
     data_axis: str = "data"
@@ -285,6 +287,7 @@ class TrainStep:
             positive_bias_BxP=label_bias,
             candidate_bias_C=candidate_bias,
             correct=self.correct_logq,
+            positive_log_q_BxP=draw.label_log_q_BxP if self.correct_positive else None,
         )
         return total
 

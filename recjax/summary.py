@@ -55,13 +55,8 @@ def describe(experiment: Experiment, workdir: pathlib.Path) -> str:
         ),
         ("workdir", str(workdir)),
     ]
-    notes = []
-    if not isinstance(model.item, SoftmaxHead) and _reads_id_alone(model):
-        notes.append(
-            "note: this data has no item features, so the item tower reads the item id alone and "
-            "cannot rank items that training never saw"
-        )
-    return "\n".join([f"{name:<11} {text}" for name, text in rows] + notes)
+    lines = [f"{name:<11} {text}" for name, text in rows]
+    return "\n".join(lines + [f"note: {note}" for note in _notes(experiment)])
 
 
 def report(experiment: Experiment, workdir: pathlib.Path) -> str:
@@ -138,5 +133,25 @@ def _loss(experiment: Experiment) -> str:
     return f"softmax cross-entropy against {candidates}, {corrected}"
 
 
-def _reads_id_alone(model: RetrievalModel) -> bool:
-    return all(spec.name == "item_id" for spec in model.item.features)
+def _notes(experiment: Experiment) -> list[str]:
+    """What a reader of the results might otherwise miss."""
+    config, model, notes = experiment.config, experiment.model, []
+    if all(spec.name == "item_id" for spec in model.item.features):
+        notes.append(
+            "the item tower reads the item id alone, so it cannot rank items that training never "
+            "saw"
+        )
+    if experiment.dataset.interactions.part is not None and config.split.name != "predefined":
+        notes.append(
+            f"the data brings a split of its own, which split.name={config.split.name} does not "
+            "use; split.name=predefined does"
+        )
+    queries = experiment.queries("test")
+    seen = int(queries.seen_targets(config.eval.seen).sum())
+    if seen:
+        notes.append(
+            f"{seen:,} of {len(queries.target_items):,} test targets are items that the user knew "
+            f"already: eval.seen={config.eval.seen} removes them, so they are misses for any "
+            "model; eval.seen=none ranks them"
+        )
+    return notes

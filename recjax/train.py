@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import rich.console
+from absl import logging as absl_logging
 from jaxtyping import Array
 
 from recjax.checkpoint import Checkpointer
@@ -190,9 +191,11 @@ class _Loop:
                 self._pending.append((step, metrics))
                 self._settle(experiment.parallel.steps_in_flight - 1)
                 self._at(step, state)
+        self._ensure_best(step, state)
         return step
 
     def _restore(self) -> tuple[TrainState, int]:
+        best_step = self._intact_best()  # before the latest, so that memory holds one of the two
         restored = self._checkpointer.restore_latest(self._experiment.abstract_state)
         if restored is None:
             return self._experiment.init_state(), 0
@@ -200,7 +203,34 @@ class _Loop:
         self._best = _Best(**record["best"])
         if step and step == self._best.step:  # its own checkpoint may not have been completed
             self._checkpointer.save_best(step, state, record)
+        elif self._best.step not in (0, best_step):
+            if best_step <= step:  # else the run was killed after a later best: it comes again
+                absl_logging.warning(
+                    "The best checkpoint, of step %d, is damaged or missing: the best is chosen "
+                    "anew from step %d on",
+                    self._best.step,
+                    step,
+                )
+            self._best = _Best(stale=self._best.stale)
         return state, step
+
+    def _intact_best(self) -> int:
+        """The step of the best checkpoint; 0 if there is none that can be read."""
+        try:
+            return restore_best(self._experiment, self._checkpointer)[0]
+        except CheckpointError:
+            return 0
+
+    def _ensure_best(self, step: int, state: TrainState) -> None:
+        """Takes the last state as the best where that was lost and no validation is to come."""
+        if self._best.step:
+            return
+        absl_logging.warning(
+            "No best checkpoint is left: the last, of step %d, takes its place", step
+        )
+        self._best = _Best(step=step, stale=self._best.stale)
+        self._checkpointer.save_best(step, state, self._record())
+        self._save(step, state)
 
     def _is_stale(self) -> bool:
         return 0 < self._config.eval.patience <= self._best.stale

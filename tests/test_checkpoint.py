@@ -17,7 +17,7 @@ import pytest
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from recjax.checkpoint import Checkpointer, abstract
+from recjax.checkpoint import Checkpointer
 from recjax.errors import CheckpointError, ConfigError
 
 
@@ -27,6 +27,13 @@ def state_at(step):
         "table": jax.random.normal(jax.random.key(step), (100, 8)),
         "key": jax.random.key_data(jax.random.key(step)),
     }
+
+
+def abstract(state):
+    """The state's shapes, dtypes and shardings, as a target to restore to."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
 
 
 TARGET = abstract(state_at(0))

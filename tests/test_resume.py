@@ -33,6 +33,11 @@ def finished_copy(tmp_path):
     return shutil.copytree(run.workdir, tmp_path / "copy"), run
 
 
+def truncate_largest(folder):
+    largest = max(folder.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+
+
 @pytest.mark.parametrize("name", ["mf", *SLOW])
 def test_killed_three_times_it_ends_as_if_it_never_was(tmp_path, name):
     rng = np.random.default_rng(list(name.encode()))
@@ -68,11 +73,29 @@ def test_a_finished_run_is_tested_again_to_the_same_end(finished_copy):
 def test_a_truncated_checkpoint_gives_way_to_the_one_before(finished_copy, caplog):
     workdir, run = finished_copy
     newest = workdir / "checkpoints" / "latest" / "20"
-    largest = max(newest.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    truncate_largest(newest)
     train(small_config("mf"), workdir, quiet=True)
     assert f"{newest} is damaged" in caplog.text
     assert_same_run(workdir, run)
+
+
+@pytest.mark.parametrize(("steps", "bests"), [(20, (14, 20)), (9, (9,))])
+def test_a_truncated_best_is_chosen_anew(tmp_path, caplog, steps, bests):
+    assert train_until(stopper(9), small_config("mf"), tmp_path, quiet=True) is None
+    (best,) = (tmp_path / "checkpoints" / "best").iterdir()
+    truncate_largest(best)
+    run = train(small_config("mf", **{"train.steps": steps}), tmp_path, quiet=True)
+    assert "of step 7, is damaged or missing: the best is chosen anew from step 9" in caplog.text
+    assert ("the last, of step 9, takes its place" in caplog.text) == (steps == 9)
+    assert run.step in bests
+    latest, kept = checkpoints_of(run)
+    assert (latest[0], latest[2]["best"]["step"], kept[0]) == (steps, run.step, run.step)
+    assert (tmp_path / "eval" / "test.json").exists()
+    caplog.clear()
+    assert (
+        train(small_config("mf", **{"train.steps": steps}), tmp_path, quiet=True).step == run.step
+    )
+    assert not caplog.text
 
 
 def test_keys_that_may_change_are_changed_and_training_goes_on(finished_copy):

@@ -291,3 +291,13 @@ def test_the_first_step_without_a_finite_loss_is_kept():
     broken = jax.tree.map(lambda x: x * jnp.nan, state.params)
     state, _ = take(experiment, step, batches, dataclasses.replace(state, params=broken))
     assert int(state.bad_step) == 2
+
+
+def test_the_positive_is_corrected_too_only_where_asked():
+    losses = []
+    for correct_positive in (False, True):
+        experiment = tiny_experiment(**CASES["in_batch"], loss__correct_positive=correct_positive)
+        step = experiment.parallel.compile(experiment.step, experiment.state_specs)
+        losses.append(take(experiment, step, [host_batch(experiment, 0)])[1])
+    # Of 16 examples the others hold an item less than once, so -log q lifts the label's score.
+    assert losses[0] > losses[1] + 0.1

@@ -3,8 +3,12 @@
 import json
 import shutil
 
+import numpy as np
+
+from recjax.data.synthetic import make_synthetic
+from recjax.experiment import make_experiment
 from recjax.summary import describe, report
-from tests.runs import never_stopped, small_experiment
+from tests.runs import never_stopped, small_config, small_experiment
 
 
 def test_the_plan_names_data_split_model_sizes_loss_and_devices(tmp_path):
@@ -27,10 +31,30 @@ def test_the_plan_names_data_split_model_sizes_loss_and_devices(tmp_path):
 
 
 def test_an_item_tower_over_the_id_alone_is_announced(tmp_path):
-    note = "note: this data has no item features"
+    note = "note: the item tower reads the item id alone"
     assert note not in describe(small_experiment("two_tower"), tmp_path)
     alone = small_experiment("two_tower", model__item__features=("item_id",))
     assert describe(alone, tmp_path).splitlines()[-1].startswith(note)
+
+
+def test_an_own_split_that_is_not_used_is_announced(tmp_path):
+    notes = describe(small_experiment("two_tower", split__name="leave_one_out"), tmp_path)
+    assert "note: the data brings a split of its own" in notes
+    assert "split of its own" not in describe(small_experiment("two_tower"), tmp_path)
+
+
+def test_targets_that_the_user_knew_already_are_counted_and_announced(tmp_path):
+    repeated = make_synthetic(users=80, items=40, interactions_per_user=8, repeats=True)
+    experiment = make_experiment(small_config("two_tower"), repeated)
+    queries = experiment.queries("test")
+    rows = np.arange(queries.size)
+    seen_QxS = queries.seen(rows, "known")
+    firsts = queries.target_items[queries.target_offsets[:-1]]  # one target each
+    count = int((seen_QxS == firsts[:, None]).any(axis=1).sum())
+    assert 0 < count < queries.size
+    assert f"note: {count:,} of {queries.size:,} test targets are items" in describe(
+        experiment, tmp_path
+    )
 
 
 def test_the_report_shows_the_model_beside_baselines_in_few_rows(tmp_path):

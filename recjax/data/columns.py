@@ -14,6 +14,7 @@ from recjax.data.schema import Feature
 from recjax.errors import DataError
 
 DATE_PATTERN = r"^\d{4}-\d\d-\d\d"
+_LATEST = 1e11  # seconds: the year 5138; as milliseconds it is 1973
 
 
 def make_column(series: pl.Series, feature: Feature, source: str) -> Column:
@@ -57,7 +58,7 @@ def make_time(series: pl.Series, source: str) -> np.ndarray:
     """Unix seconds, float64, from numbers, dates, or text that holds either.
 
     Raises:
-      DataError: a time is missing, NaN, infinite or unreadable, naming the row.
+      DataError: a time is missing, NaN, infinite, unreadable or in milliseconds, naming the row.
     """
     where = f"{source}, column {series.name!r}"
     time = _to_float64(series, where)
@@ -66,6 +67,13 @@ def make_time(series: pl.Series, source: str) -> np.ndarray:
         raise DataError(
             f"{where}: {missing.sum()} row(s) without a time, the first is row "
             f"{_first_row(missing)}; give every row unix seconds, or none a time column"
+        )
+    late = np.abs(time) > _LATEST
+    if late.any() and not _holds_dates(series):
+        row = _first_row(late)
+        raise DataError(
+            f"{where}, row {row}: {time[row - 1]:.0f} looks like milliseconds (or finer): divide "
+            "by 1000 (microseconds: by 1000000); times are unix seconds"
         )
     return time
 
@@ -218,7 +226,7 @@ def _to_int64(series: pl.Series, where: str) -> pl.Series:
 def _parse_numbers(series: pl.Series, where: str) -> pl.Series:
     """Numbers, or the unix seconds of dates, from text that holds either."""
     series = _blank_to_null(series.str.strip_chars())
-    if series.drop_nulls().head(1).str.contains(DATE_PATTERN).any():
+    if _holds_dates(series):
         dates = series.str.to_datetime(strict=False, time_unit="us", time_zone="UTC")
         numbers = dates.dt.epoch("us") / 1e6
     else:
@@ -231,6 +239,14 @@ def _parse_numbers(series: pl.Series, where: str) -> pl.Series:
             "others (2024-05-01, 2024-05-01T12:00:00Z)"
         )
     return numbers
+
+
+def _holds_dates(series: pl.Series) -> bool:
+    """Whether the values are dates or, of text, the first that is not blank is one."""
+    if series.dtype != pl.String:
+        return series.dtype.is_temporal()
+    first = _blank_to_null(series.str.strip_chars()).drop_nulls().head(1)
+    return first.str.contains(DATE_PATTERN).any()
 
 
 def _blank_to_null(series: pl.Series) -> pl.Series:

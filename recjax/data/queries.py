@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int, Int32
+from jaxtyping import Bool, Int, Int32
 
 from recjax.data.context import ContextReader, check_context
 from recjax.data.dataset import Dataset, Interactions
@@ -25,14 +25,15 @@ class EvalQueries:
       known: what is known of these users when the part is asked.
       target_offsets: int64 [Q + 1]; query q's targets are target_items[offsets[q]:offsets[q + 1]].
       target_items: int32, distinct within a query, in the order the user came to them.
-      target_in_training: bool, one a target: whether any user's training has the item.
       history_count_Q: int64, known interactions of the user.
       user_in_training_Q: bool, whether training has any interaction of the user.
       time_Q: float64, unix seconds of the request: the first target's; NaN where there is none.
       past_end_Q: int64, one past the user's last known interaction before the request.
       context: reads the context features.
       histories: of the interactions that the history policy takes.
-      history_offsets: int64 [U + 1], the users' places in `histories`.
+      history_start_Q: int64, where the user's begin in `histories`.
+      history_end_Q: int64, one past the last of them that the query may read: under `past` those
+        before the request, under `profile` all.
       seen_items: policy -> (int64 offsets [U + 1], int32 distinct items).
     """
 
@@ -40,14 +41,14 @@ class EvalQueries:
     known: Interactions
     target_offsets: np.ndarray
     target_items: np.ndarray
-    target_in_training: np.ndarray
     history_count_Q: np.ndarray
     user_in_training_Q: np.ndarray
     time_Q: np.ndarray
     past_end_Q: np.ndarray
     context: ContextReader
     histories: Histories
-    history_offsets: np.ndarray
+    history_start_Q: np.ndarray
+    history_end_Q: np.ndarray
     seen_items: Mapping[str, tuple[np.ndarray, np.ndarray]]
 
     @property
@@ -61,13 +62,23 @@ class EvalQueries:
         Arrays are as in `TrainExamples.batch`; nothing is random and nothing dropped.
         """
         user_B = self.user_Q[rows]
-        start_B, end_B = self.history_offsets[user_B], self.history_offsets[user_B + 1]
         return {
             "user": user_B,
-            "history": self.histories.before(start_B, end_B),
+            "history": self.histories.before(self.history_start_Q[rows], self.history_end_Q[rows]),
         } | self.context.read(
             rows, self.time_Q[rows], self.known.offsets[user_B], self.past_end_Q[rows]
         )
+
+    def seen_targets(self, policy: str) -> Bool[np.ndarray, " T"]:
+        """Whether each target is an item that `seen` removes: no ranking can find it."""
+        if policy == "none":
+            return np.zeros(len(self.target_items), bool)
+        offsets, items = self.seen_items[policy]
+        user_T = np.repeat(self.user_Q, np.diff(self.target_offsets))
+        owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        stride = 1 + max(items.max(initial=0), self.target_items.max(initial=0))
+        pairs = owner * np.int64(stride) + items
+        return np.isin(user_T * np.int64(stride) + self.target_items, pairs)
 
     def seen(self, rows: Int[np.ndarray, "B"], policy: str) -> Int32[np.ndarray, "B S"]:
         """Distinct items that are not to be recommended: padded with -1, S a power of two.
@@ -106,8 +117,8 @@ def make_queries(
 ) -> EvalQueries:
     """One query for each user with interactions to be predicted, asked at the first of them.
 
-    The history is all that the split lets be known of the user (which is what came before, where
-    the split goes by time); context features are of what came before the first target, always.
+    A `past` history and the context features are of what the user did before the first target, as
+    far as the split lets it be known; a `profile` is of all that is known.
 
     Args:
       dataset: the data.
@@ -210,8 +221,6 @@ def _queries(
     context: Sequence[str],
 ) -> EvalQueries:
     """Queries at the rows request_Q of every interaction; None: after the last of each user."""
-    trained_N = np.zeros(dataset.items.size, bool)
-    trained_N[every.item[train_M]] = True
     asked_U = np.zeros(every.num_users, bool)
     asked_U[user_Q] = True
     asked_M = asked_U[every.user]
@@ -233,14 +242,14 @@ def _queries(
         known=known,
         target_offsets=targets[0],
         target_items=targets[1],
-        target_in_training=trained_N[targets[1]],
         history_count_Q=np.diff(known.offsets)[user_Q],
         user_in_training_Q=np.diff(trained.offsets)[user_Q] > 0,
         time_Q=time_Q,
         past_end_Q=past_end_Q,
         context=ContextReader.build(context, known, every, request_Q),
         histories=Histories.build(source.item, history_length),
-        history_offsets=source.offsets,
+        history_start_Q=source.offsets[user_Q],
+        history_end_Q=past_end_Q if history == "past" else source.offsets[user_Q + 1],
         seen_items={
             "known": (distinct.offsets, distinct.item),
             "train": (trained.offsets, trained.item),

@@ -140,6 +140,9 @@ def load_table(directory: str | Path, *, unknown_items: str = "error") -> Datase
         schema = infer_schema(**frames, sources=sources)
     else:
         schema = Schema.from_json(decode(read_bytes(schema_path), schema_path), str(schema_path))
+    keys = {"interactions": (schema.user, schema.item), "users": (schema.user,)}
+    for stem, frame in frames.items():
+        frames[stem] = _keep_zeros(frame, keys.get(stem, (schema.item,)), Path(sources[stem]))
     dataset = dataset_from_frames(
         **frames,
         schema=schema,
@@ -281,13 +284,32 @@ def _find_file(directory: Path, stem: str) -> Path | None:
 
 def _read_file(path: Path) -> pl.DataFrame:
     if path.suffix == ".csv":
-        data = read_bytes(path).removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
-        return _read_csv(data, path)
+        return _read_csv(_csv_bytes(path), path)
     try:
         return pl.read_parquet(path)
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{path}: cannot be read as a Parquet file: {reason}") from error
+
+
+def _keep_zeros(frame: pl.DataFrame, keys: tuple[str, ...], path: Path) -> pl.DataFrame:
+    """The frame of a file, with text for those ids of a CSV file that begin with a zero.
+
+    Polars infers integers of them, which would make one user of 007 and 7.
+    """
+    keys = tuple(key for key in keys if key in frame.columns and frame[key].dtype.is_numeric())
+    if path.suffix != ".csv" or not keys:
+        return frame
+    data = _csv_bytes(path)
+    for key in keys:  # one at a time, for memory; the other columns are not parsed
+        text = pl.read_csv(data, columns=[key], infer_schema=False)[key]
+        if text.str.contains(r"^\s*0\d+\s*$").any():
+            frame = frame.with_columns(text)
+    return frame
+
+
+def _csv_bytes(path: Path) -> bytes:
+    return read_bytes(path).removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
 
 
 def _read_csv(data: bytes, path: Path) -> pl.DataFrame:

@@ -32,7 +32,7 @@ def test_queries_equal_a_table_written_by_hand():
     np.testing.assert_array_equal(queries.user_Q, [0, 2])
     np.testing.assert_array_equal(queries.target_offsets, [0, 1, 2])
     np.testing.assert_array_equal(queries.target_items, [4, 5])
-    np.testing.assert_array_equal(queries.target_in_training, [False, False])
+    np.testing.assert_array_equal(queries.seen_targets("known"), [False, False])
     np.testing.assert_array_equal(queries.history_count_Q, [4, 0])
     np.testing.assert_array_equal(queries.user_in_training_Q, [True, False])
     batch = queries.batch(rows_of(queries))
@@ -81,7 +81,8 @@ def test_a_target_that_the_user_had_in_training_stays_a_target():
     data = dataset_of([0, 0, 1], [1, 1, 2], np.arange(3.0))
     queries = past_queries(data, split_of([TRAIN, TEST, TRAIN]))
     np.testing.assert_array_equal(queries.target_items, [1])
-    np.testing.assert_array_equal(queries.target_in_training, [True])
+    np.testing.assert_array_equal(queries.seen_targets("train"), [True])
+    np.testing.assert_array_equal(queries.seen_targets("none"), [False])
 
 
 def test_a_repeated_target_counts_once_and_is_asked_for_at_its_first_time():
@@ -104,11 +105,12 @@ def test_only_known_rows_of_the_user_enter_a_query(draw, part, history):
     seen = queries.seen(rows_of(queries), "known")
     for q, user in enumerate(queries.user_Q):
         known = np.flatnonzero((inter.user == user) & split.known_M(part))
-        assert kept(batch["history"][q]) == list(known)
+        targets = np.flatnonzero((inter.user == user) & split.target_M(part))
+        may_read = known[known < targets[0]] if history == "past" else known
+        assert kept(batch["history"][q]) == list(may_read)
         assert sorted(i for i in seen[q] if i >= 0) == list(known)
         assert not hidden & set(split.part_M[known])
         low, high = queries.target_offsets[q : q + 2]
-        targets = np.flatnonzero((inter.user == user) & split.target_M(part))
         assert list(queries.target_items[low:high]) == list(targets)
         assert queries.time_Q[q] == inter.time[targets[0]]
 

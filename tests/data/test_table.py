@@ -135,6 +135,24 @@ def test_ids_of_digits_match_ids_of_text():
     assert data.interactions.item.tolist() == [0, 1, 0]
 
 
+def test_ids_keep_their_leading_zeros(tmp_path):
+    write(
+        tmp_path,
+        interactions="user,item,zip\n007,0,01\n7,5,02\n010,10,03\n",
+        users="user,age\n7,30\n007,20\n010,40\n",
+        items="item\n0\n5\n10\n",
+    )
+    for _ in ("inferred", "read"):
+        data = load_table(tmp_path)
+        assert data.users.ids.tolist() == ["7", "007", "010"]
+        assert data.interactions.user.tolist() == [0, 1, 2]
+        assert data.interactions.item.tolist() == [1, 0, 2]
+        assert data.items.ids.tolist() == [0, 5, 10]
+    write(tmp_path, items="item\n00\n5\n10\n")
+    with pytest.raises(DataError, match=r"1 item.* not in .*items\.csv, the first \[0\]"):
+        load_table(tmp_path)
+
+
 def test_parts_may_be_given_as_words():
     data = Dataset.from_frames(frame(split=["Train", "validation", "test"]))
     assert data.interactions.part is not None
@@ -157,6 +175,17 @@ def test_times_may_be_dates_or_numbers(time):
     data = Dataset.from_frames(frame(time=time))
     assert data.interactions.time is not None
     assert data.interactions.time.tolist() == [1704067200, 1704067201, 1704067202]
+
+
+@pytest.mark.parametrize("values", [[17, 1704067200123, 18], ["17", "1704067200123", "18"]])
+def test_times_in_milliseconds_are_refused(values):
+    message = (
+        "interactions, column 'time', row 2: 1704067200123 looks like milliseconds .*divide by 1000"
+    )
+    with pytest.raises(DataError, match=message):
+        Dataset.from_frames(frame(time=values))
+    data = Dataset.from_frames(frame(time=["2024-01-01", "9999-12-31", "2024-01-02"]))
+    assert data.interactions.time is not None and data.interactions.time.max() > 1e11
 
 
 def test_frames_may_be_dicts_or_lazy():
