@@ -89,6 +89,7 @@ def test_devices_are_described():
 def test_the_cpu_is_always_there():
     for name in ("auto", "cpu"):
         select_accelerator(name)
+        assert jax.devices()[0].platform == "cpu"
 
 
 @pytest.mark.parametrize("name", ["gpu", "tpu"])
