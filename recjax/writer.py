@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pathlib
 import time
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
 from recjax.errors import CheckpointError
+from recjax.files import write_file
 
 Scalars = Mapping[str, Any]
 
@@ -69,7 +69,8 @@ class JsonLines:
         the last that a run writes, so one that goes on writes them anew.
 
         Raises:
-          CheckpointError: a line before the last is not what `write` wrote.
+          CheckpointError: a line before the last is not what `write` wrote, or the file cannot be
+            written.
         """
         if not self._path.exists():
             return
@@ -88,9 +89,7 @@ class JsonLines:
                     f"{self._path}, line {number}: expected an object with 'step', found {line!r}"
                 ) from error
         if kept != lines:
-            draft = self._path.with_name(f"{self._path.name}.tmp")
-            draft.write_text("".join(kept))
-            os.replace(draft, self._path)
+            write_file(self._path, "".join(kept))
 
     def close(self) -> None:
         """Nothing is pending."""

@@ -5,12 +5,10 @@ Columns of the interactions that are no keys are context features; such a column
 often known only after the interaction, and then it may be read of earlier interactions only.
 """
 
-import contextlib
 import csv
 import difflib
 import io
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,8 @@ from recjax.data.files import decode, describe, read_bytes
 from recjax.data.infer import infer_schema
 from recjax.data.schema import Schema
 from recjax.data.split import TEST, TRAIN, VALID
-from recjax.errors import ConfigError, DataError
+from recjax.errors import CheckpointError, ConfigError, DataError
+from recjax.files import write_file
 
 _log = logging.getLogger(__name__)
 
@@ -360,13 +359,9 @@ def _check_csv(data: bytes, path: Path) -> None:
 
 def _write_schema(schema: Schema, path: Path) -> None:
     """Writes the schema whole or not at all; a directory that cannot be written is no error."""
-    temporary = path.with_name(f".schema.json.{os.getpid()}")
     try:
-        temporary.write_text(schema.to_json())
-        os.replace(temporary, path)
-    except OSError as error:
-        _log.warning("%s: the inferred schema could not be written (%s)", path, error.strerror)
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        write_file(path, schema.to_json())
+    except CheckpointError as error:
+        _log.warning("%s: the inferred schema could not be written (%s)", path, error)
         return
     _log.info("%s: written, as inferred; edit it where a kind is wrong", path)
