@@ -43,18 +43,24 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.split.test = 0.1
     c.split.fold_in = 0.8  # strong_generalisation: share of a held-out user's data that is known
     c.split.seed = 0
+    # train | train_and_valid: the last fit, once all is chosen, with nothing left to validate on
+    c.split.fit = "train"
 
     c.examples = ConfigDict()
     c.examples.labels = "next_item"  # next_item | multi_hot
-    c.examples.history = "past"  # past (next_item) | profile (multi_hot)
+    c.examples.history = "auto"  # auto | past (next_item) | profile (multi_hot)
     c.examples.history_length = 50
     c.examples.history_dropout = 0.0  # profile only: chance that an item is left out of the history
     c.examples.max_labels = 128  # multi_hot only: labels of one example; more are subsampled
     c.examples.min_history = 1  # next_item only: earlier interactions that an example needs
+    # multi_hot only: an example weighs (number of its distinct items) ** weight_power
+    c.examples.weight_power = 0.0
+    c.examples.max_negatives = 16  # of an example's own (explicit) negatives; more are subsampled
 
     c.model = ConfigDict()
     c.model.dim = 64  # of psi(x) and of the item embeddings
     c.model.temperature = 1.0  # logits are products divided by this
+    c.model.learn_temperature = False  # True: a parameter that begins there
     c.model.normalize = False  # True: both sides have unit length (then lower the temperature)
     c.model.feature_dim = 32  # width of each feature's embedding
     c.model.query = ConfigDict()
@@ -64,7 +70,9 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.model.query.output = "linear"  # linear | none (the last layer is the embedding)
     c.model.query.activation = "relu"  # relu | gelu | silu | tanh
     c.model.query.normalization = "none"  # none | layer
-    c.model.query.dropout = 0.0
+    c.model.query.dropout = 0.0  # after each hidden layer
+    c.model.query.embedding_dropout = 0.0  # on the entries of the features' embeddings
+    c.model.query.id_dropout = 0.0  # chance that the user's id counts as unknown
     c.model.query.pooling = ("mean",)  # any of mean, sqrt, last, attention: side by side
     c.model.query.history_table = "own"  # own | item (the table that the item side uses)
     c.model.item = ConfigDict()
@@ -75,6 +83,8 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.model.item.activation = "relu"
     c.model.item.normalization = "none"
     c.model.item.dropout = 0.0
+    c.model.item.embedding_dropout = 0.0  # tower only
+    c.model.item.id_dropout = 0.0  # tower only
     c.model.item.bias = False  # softmax only: one logit bias per item
 
     c.tables = ConfigDict()
@@ -84,11 +94,26 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.tables.init = 0.05  # standard deviation of a new row's entries
 
     c.loss = ConfigDict()
-    c.loss.candidates = "full"  # full | in_batch | uniform | log_uniform | unigram
-    c.loss.num_sampled = 1024  # uniform, log_uniform, unigram: draws per step
-    c.loss.unigram_power = 0.75
+    c.loss.name = "softmax"  # softmax | bpr | bce | ccl (SimpleX) | bsl (bilateral softmax)
+    # full | in_batch | uniform | log_uniform | unigram | mixed | explicit | hard | memory
+    c.loss.candidates = "full"
+    c.loss.mixed = ("in_batch", "uniform")  # mixed: the sources that are joined
+    c.loss.num_sampled = 1024  # uniform, log_uniform, unigram: draws per step; hard: the pool
+    c.loss.unigram_power = 0.75  # unigram and hard: items are drawn by their frequency to this
     c.loss.correct_logq = True  # False: the biased estimator without logQ
     c.loss.correct_positive = False  # True: log q of the label too (common, biased: 2507.09331)
+    c.loss.frequency = "exact"  # exact | streaming (estimated on the way): of in_batch, memory
+    c.loss.frequency_rate = 0.01  # streaming: weight of an item's newest occurrence
+    c.loss.frequency_buckets = 0  # streaming: 0 = one an item; else ids are hashed into so many
+    c.loss.explicit_weight = 1.0  # explicit: weight of a negative of the example's own
+    c.loss.hard_negatives = 32  # hard: the best of the pool that each query keeps
+    c.loss.hard_refresh = 1  # hard: steps for which a pool is used
+    c.loss.memory = 4096  # memory: embeddings of earlier steps that are candidates again
+    c.loss.label_smoothing = 0.0  # softmax: share of the label mass spread over the corpus
+    c.loss.log_prior = 0.0  # times log popularity, added to training logits (logit adjustment)
+    c.loss.negative_weight = 1.0  # bce, ccl
+    c.loss.margin = 0.0  # ccl: cosine below which a negative costs nothing
+    c.loss.positive_scale = 1.0  # bsl: temperature of the positives over that of the negatives
     c.loss.corpus_chunk = 8192  # full with an item tower: items encoded at a time
 
     c.optim = ConfigDict()
@@ -108,6 +133,11 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.train.epochs = 4.0
     c.train.steps = 0  # above 0: instead of epochs
     c.train.prefetch = 4  # batches prepared ahead
+
+    c.diagnostics = ConfigDict()
+    c.diagnostics.every = 0  # steps between comparisons with the exact gradient; 0 = never
+    c.diagnostics.queries = 64  # that are compared
+    c.diagnostics.draws = 32  # of candidates, over which bias and variance are taken
 
     c.eval = ConfigDict()
     c.eval.every = 0  # steps between validations; 0 = once an epoch
@@ -151,6 +181,7 @@ def _synthetic() -> ConfigDict:
     c.popularity_exponent = 0.8
     c.strength = 2.0  # how strongly interest decides
     c.window = 5
+    c.impressions = 0  # items shown with each interaction and not chosen: the column `negatives`
     c.seed = 0
     return c
 
@@ -171,7 +202,6 @@ def _on(c: ConfigDict, data: str) -> None:
         c.train.epochs = 12.0 if data == "movielens-100k" else 4.0
     if data == "gowalla":  # no times and no features: users are what they visited
         c.examples.labels = "multi_hot"
-        c.examples.history = "profile"
         c.examples.history_length = 128
         c.examples.history_dropout = 0.5
         c.model.feature_dim = 64

@@ -1,79 +1,66 @@
 """Candidate sources: which items the queries of a batch are scored against.
 
-A source draws ids together with log_q, the log of the expected number of times that each id is
-drawn. Nobody else computes log_q.
+`SOURCES` has them by name, and `make_source` builds one: a composition of the parts that
+`CandidateSource` draws.
 """
 
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int
 
+from recjax.distributions import log_uniform, to_log, uniform, unigram
 from recjax.errors import ConfigError, DataError
+from recjax.frequency import StreamingFrequency
+from recjax.source import Candidates, CandidateSource, Draw
+
+__all__ = [
+    "SOURCES",
+    "CandidateSource",
+    "Candidates",
+    "Draw",
+    "SourceKind",
+    "gather_candidates",
+    "make_source",
+    "pick_hard",
+    "why_biased",
+]
+
+FREQUENCIES = ("exact", "streaming")
 
 
-class Candidates(NamedTuple):
-    """Items that all queries are scored against."""
-
-    ids_C: Array  # int32
-    log_q_C: Array  # float32, log of the expected number of draws; +inf: not a candidate
-
-
-class Draw(NamedTuple):
-    """What one replica drew.
-
-    Where `slot_B` is None, all replicas drew the same candidates, and their embeddings are needed.
-    Otherwise candidate b is the label in column slot_B[b] of this replica's example b, so that its
-    embedding is at hand, and `gather_candidates` joins the candidates of all replicas.
-    """
-
-    candidates: Candidates
-    label_log_q_BxP: Array  # float32, what log_q would be for the labels, were they drawn
-    slot_B: Array | None = None  # int32
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("tables",), meta_fields=("sampler",)
-)
 @dataclasses.dataclass(frozen=True)
-class CandidateSource:
-    """A way to draw candidates: a pure function and the arrays it reads.
+class SourceSettings:
+    """What a source is built from; the arguments of `make_source`, checked."""
 
-    A pytree of its arrays, so that a jitted step takes it as an argument.
+    frequency_N: np.ndarray
+    mask_N: np.ndarray
+    count: int
+    power: float
+    mixed: tuple[str, ...]
+    frequency: str
+    frequency_rate: float
+    frequency_buckets: int
+    explicit_weight: float
+    hard_count: int
+    hard_refresh: int
+    memory: int
+
+
+class SourceKind(NamedTuple):
+    """How a source of this name is built, and why its gradient is biased ('' if it is not).
+
+    A gradient counts as unbiased where it becomes the exact one as the candidates grow in number.
     """
 
-    tables: Any
-    sampler: Callable[..., Draw]
-
-    def draw(
-        self,
-        key: PRNGKeyArray,
-        label_BxP: Int[Array, "B P"],
-        label_weight_BxP: Float[Array, "B P"],
-        weight_B: Float[Array, "B"],
-        index_B: Int[Array, "B"],
-        *,
-        axis: str | None = None,
-    ) -> Draw:
-        """Draws candidates for a batch.
-
-        Args:
-            key: the same on every replica.
-            label_BxP: the labels of this replica's examples, -1 for padding.
-            label_weight_BxP: their weights.
-            weight_B: weight of each example; 0 for padding.
-            index_B: position of each example in the global batch.
-            axis: name of the axis over which the batch is split.
-        """
-        return self.sampler(
-            self.tables, key, label_BxP, label_weight_BxP, weight_B, index_B, axis=axis
-        )
+    build: Callable[[SourceSettings], CandidateSource]
+    biased: str = ""
 
 
 def make_source(
@@ -83,29 +70,124 @@ def make_source(
     count: int = 0,
     power: float = 1.0,
     mask_N: np.ndarray | None = None,
+    mixed: Sequence[str] = (),
+    frequency: str = "exact",
+    frequency_rate: float = 0.01,
+    frequency_buckets: int = 0,
+    explicit_weight: float = 1.0,
+    hard_count: int = 0,
+    hard_refresh: int = 1,
+    memory: int = 0,
 ) -> CandidateSource:
     """Builds a candidate source by its name.
 
     Args:
-        name: 'in_batch', 'uniform', 'log_uniform' or 'unigram'.
+        name: a key of `SOURCES`.
         frequency_N: mass of each item among the training labels (any common factor).
-        count: draws per step; not used by 'in_batch'.
-        power: 'unigram' draws item i in proportion to frequency_i^power.
-        mask_N: False for items that are not to be drawn; not used by 'in_batch'.
+        count: draws per step of each distribution, and for 'hard' of each pool.
+        power: 'unigram' and the pool of 'hard' draw item i in proportion to frequency_i^power.
+        mask_N: False for items that no distribution is to draw.
+        mixed: the sources that 'mixed' joins.
+        frequency: how often an item is drawn from the batch: 'exact' reads `frequency_N`,
+            'streaming' estimates it while the batches pass.
+        frequency_rate: of the streaming estimator; see `StreamingFrequency`.
+        frequency_buckets: cells of each of its hashes; 0: one cell for every item.
+        explicit_weight: weight of an example's own negatives.
+        hard_count: hard negatives that each example keeps out of the pool.
+        hard_refresh: steps between two draws of the pool.
+        memory: items that the memory holds.
 
     Raises:
-        ConfigError: an unknown name, or a count or power that cannot be.
+        ConfigError: a setting of the group `loss` that cannot be.
         DataError: no item can be drawn.
     """
-    if name not in SOURCES:
-        near = difflib.get_close_matches(name, SOURCES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"no candidate source {name!r}: there are {', '.join(SOURCES)}{hint}")
+    _check_known("loss.candidates", name, tuple(SOURCES))
     frequency_N = np.asarray(frequency_N, np.float64)
-    mask_N = np.ones(len(frequency_N), bool) if mask_N is None else np.asarray(mask_N, bool)
     if not (np.isfinite(frequency_N).all() and (frequency_N >= 0).all() and frequency_N.any()):
         raise DataError("candidates: item frequencies must be finite, not negative and not all 0")
-    return SOURCES[name](frequency_N, count=count, power=power, mask_N=mask_N)
+    source = SOURCES[name].build(
+        SourceSettings(
+            frequency_N=frequency_N,
+            mask_N=np.ones(len(frequency_N), bool) if mask_N is None else np.asarray(mask_N, bool),
+            count=count,
+            power=power,
+            mixed=tuple(mixed),
+            frequency=frequency,
+            frequency_rate=frequency_rate,
+            frequency_buckets=frequency_buckets,
+            explicit_weight=explicit_weight,
+            hard_count=hard_count,
+            hard_refresh=hard_refresh,
+            memory=memory,
+        )
+    )
+    if frequency == "streaming" and not source.in_batch:
+        raise ConfigError(
+            f"loss.frequency: 'streaming' estimates how often an item is drawn from the batch, "
+            f"which {name!r} candidates never are; set it to 'exact'"
+        )
+    return source
+
+
+def why_biased(name: str, mixed: Sequence[str] = (), explicit_weight: float = 1.0) -> str:
+    """Why a source's gradient does not become the exact one with more candidates; '' if it does.
+
+    Explicit negatives next to candidates of the whole corpus are exact terms of Z, so at a weight
+    of 1 they bias nothing.
+    """
+    if name != "mixed":
+        return SOURCES[name].biased
+    reasons = [SOURCES[part].biased for part in mixed if part != "explicit"]
+    if "explicit" in mixed and explicit_weight != 1.0:
+        reasons.append(f"explicit negatives count {explicit_weight:g} times")
+    return "; ".join(reason for reason in reasons if reason)
+
+
+def pick_hard(
+    query_BxD: Float[Array, "B D"],
+    pool_SxD: Float[Array, "S D"],
+    pool_S: Int[Array, "S"],
+    bias_S: Float[Array, "S"] | None,
+    label_BxP: Int[Array, "B P"],
+    k: int,
+    *,
+    scale: float | Float[Array, ""] = 1.0,
+) -> Candidates:
+    """The k items of the pool that score highest for each query and are no labels of it.
+
+    No gradient passes: the caller looks the embeddings of the items up again.
+
+    Args:
+        query_BxD: query embeddings.
+        pool_SxD: embeddings of the pool.
+        pool_S: its ids, distinct; -1 is none.
+        bias_S: added to the scores.
+        label_BxP: the labels of each query; -1 for padding.
+        k: how many, at most S.
+        scale: 1 / temperature.
+
+    Returns:
+        [B, k] ids, the highest score first, -1 where there are fewer than k; log_q is 0.
+    """
+    query_BxD, pool_SxD, bias_S, scale = jax.lax.stop_gradient((query_BxD, pool_SxD, bias_S, scale))
+    order_S = jnp.argsort(pool_S)
+    pool_S, pool_SxD = pool_S[order_S], pool_SxD[order_S]
+    shift_S = jnp.where(pool_S < 0, -jnp.inf, 0.0)
+    if bias_S is not None:
+        shift_S += bias_S[order_S].astype(jnp.float32)
+
+    def one_row(row: tuple[Array, Array]) -> Array:
+        query_D, label_P = row
+        score_S = jnp.einsum("d,sd->s", query_D, pool_SxD, preferred_element_type=jnp.float32)
+        score_S = scale * score_S + shift_S
+        at_P = jnp.searchsorted(pool_S, label_P)
+        is_hit_P = pool_S.at[at_P].get(mode="fill", fill_value=-1) == label_P
+        score_S = score_S.at[jnp.where(is_hit_P, at_P, len(pool_S))].set(-jnp.inf, mode="drop")
+        top_K, slot_K = jax.lax.top_k(score_S, k)
+        return jnp.where(jnp.isneginf(top_K), -1, pool_S[slot_K])
+
+    ids_BxK = jax.lax.map(one_row, (query_BxD, label_BxP), batch_size=min(128, len(query_BxD)))
+    return Candidates(ids_BxK, jnp.zeros(ids_BxK.shape, jnp.float32))
 
 
 def gather_candidates(
@@ -122,139 +204,120 @@ def gather_candidates(
     )
 
 
-def in_batch(
-    log_p_N: Float[Array, "N"],
-    key: PRNGKeyArray,
-    label_BxP: Int[Array, "B P"],
-    label_weight_BxP: Float[Array, "B P"],
-    weight_B: Float[Array, "B"],
-    index_B: Int[Array, "B"],
-    *,
-    axis: str | None = None,
-) -> Draw:
-    """One label of every example, drawn by its weight, for all queries of the global batch.
+def _make_in_batch(settings: SourceSettings) -> CandidateSource:
+    _check_known("loss.frequency", settings.frequency, FREQUENCIES)
+    if settings.frequency == "exact":
+        if settings.frequency_buckets:
+            raise ConfigError(
+                "loss.frequency_buckets: exact frequencies are not hashed; set it to 0 or "
+                "loss.frequency to 'streaming'"
+            )
+        share_N = settings.frequency_N / settings.frequency_N.sum()
+        return CandidateSource(in_batch=True, log_p_N=to_log(share_N))
+    if not 0 < settings.frequency_rate <= 1:
+        raise ConfigError(
+            f"loss.frequency_rate: must be in (0, 1], not {settings.frequency_rate:g}"
+        )
+    _check_at_least("loss.frequency_buckets", settings.frequency_buckets, 0)
+    streaming = StreamingFrequency(
+        len(settings.frequency_N), settings.frequency_rate, settings.frequency_buckets
+    )
+    return CandidateSource(in_batch=True, streaming=streaming)
 
-    What an example gives is one of its own positives, never a negative of its own query, so that
-    an item of frequency p is expected (n - 1) p times among the other n - 1 examples: log_q =
-    log((n - 1) p). Examples of weight 0, or without a label, give nothing.
+
+def _make_uniform(settings: SourceSettings) -> CandidateSource:
+    return CandidateSource(distributions=(uniform(settings.mask_N, settings.count),))
+
+
+def _make_log_uniform(settings: SourceSettings) -> CandidateSource:
+    drawn = log_uniform(settings.frequency_N, settings.mask_N, settings.count)
+    return CandidateSource(distributions=(drawn,))
+
+
+def _make_unigram(settings: SourceSettings) -> CandidateSource:
+    drawn = unigram(settings.frequency_N, settings.mask_N, settings.count, settings.power)
+    return CandidateSource(distributions=(drawn,))
+
+
+def _make_memory(settings: SourceSettings) -> CandidateSource:
+    """In-batch candidates and those of the batches before, with the embeddings they had then.
+
+    Wang et al., CVPR 2020, "Cross-batch memory for embedding learning" (arXiv:1912.06798); for
+    recommendation Wang et al., SIGIR 2021, "Cross-batch negative sampling for training two-tower
+    recommenders".
     """
-    gives_B = (weight_B > 0) & jnp.any(label_weight_BxP > 0, axis=1)
-    num_giving = jnp.sum(gives_B.astype(jnp.int32))
-    num_giving = num_giving if axis is None else jax.lax.psum(num_giving, axis)
-    log_others = jnp.log(jnp.maximum(num_giving - 1, 1).astype(jnp.float32))
-    slot_B = _draw_slot(key, label_weight_BxP, index_B)
-    ids_B = jnp.take_along_axis(label_BxP, slot_B[:, None], axis=1)[:, 0]
-    log_q_B = log_others + _log_p(log_p_N, ids_B)
-    # An item that training labels never name has p = 0: it is no candidate, in place of Z = inf.
-    log_q_B = jnp.where(gives_B & jnp.isfinite(log_q_B), log_q_B, jnp.inf)
-    return Draw(Candidates(ids_B, log_q_B), log_others + _log_p(log_p_N, label_BxP), slot_B)
+    _check_at_least("loss.memory", settings.memory, 1)
+    return dataclasses.replace(_make_in_batch(settings), memory=settings.memory)
 
 
-def from_distribution(
-    tables: Mapping[str, Array],
-    key: PRNGKeyArray,
-    label_BxP: Int[Array, "B P"],
-    label_weight_BxP: Float[Array, "B P"],
-    weight_B: Float[Array, "B"],
-    index_B: Int[Array, "B"],
-    *,
-    axis: str | None = None,
-    count: int,
-) -> Draw:
-    """`count` draws with replacement from a fixed distribution p: log_q = log(count p).
+def _make_explicit(settings: SourceSettings) -> CandidateSource:
+    weight = settings.explicit_weight
+    if not 0 < weight < np.inf:
+        raise ConfigError(f"loss.explicit_weight: must be above 0 and finite, not {weight:g}")
+    return CandidateSource(explicit_weight=float(weight))
 
-    The inverse of the cumulative distribution in whole 2^-32ths: `bound_T` is the last 32-bit
-    number that falls to each item of `support_T`, so p is exactly the frequency of the draws.
-    """
-    bits_C = jax.random.bits(key, (count,), jnp.uint32)
-    ids_C = tables["support_T"][jnp.searchsorted(tables["bound_T"], bits_C)]
-    log_count = float(np.log(count))
-    return Draw(
-        Candidates(ids_C, log_count + _log_p(tables["log_p_N"], ids_C)),
-        log_count + _log_p(tables["log_p_N"], label_BxP),
+
+def _make_hard(settings: SourceSettings) -> CandidateSource:
+    """The top-scoring items of a pool that is drawn as 'unigram' draws; see `pick_hard`."""
+    _check_at_least("loss.hard_negatives", settings.hard_count, 1)
+    _check_at_least("loss.hard_refresh", settings.hard_refresh, 1)
+    pool = unigram(
+        settings.frequency_N, settings.mask_N, settings.count, settings.power, name="hard"
+    )
+    if settings.hard_count > settings.count:
+        raise ConfigError(
+            f"loss.hard_negatives: {settings.hard_count} hard negatives out of a pool of "
+            f"loss.num_sampled={settings.count}; it must be at most that"
+        )
+    return CandidateSource(
+        pool=pool, num_hard=settings.hard_count, hard_refresh=settings.hard_refresh
     )
 
 
-def _draw_slot(key: Array, label_weight_BxP: Array, index_B: Array) -> Array:
-    """One column of each row, drawn by its weight."""
-    if label_weight_BxP.shape[1] == 1:
-        return jnp.zeros(len(index_B), jnp.int32)
-    uniform_B = jax.vmap(lambda index: jax.random.uniform(jax.random.fold_in(key, index)))(index_B)
-    cumulative_BxP = jnp.cumsum(label_weight_BxP, axis=1)
-    threshold_Bx1 = uniform_B[:, None] * cumulative_BxP[:, -1:]
-    return jnp.argmax(cumulative_BxP > threshold_Bx1, axis=1).astype(jnp.int32)
+def _make_mixed(settings: SourceSettings) -> CandidateSource:
+    for name in settings.mixed:
+        _check_known("loss.mixed", name, MIXABLE)
+    if len(set(settings.mixed)) != len(settings.mixed) or len(settings.mixed) < 2:
+        raise ConfigError(
+            f"loss.mixed: needs two or more different sources out of {', '.join(MIXABLE)}, "
+            f"not {settings.mixed}"
+        )
+    return functools.reduce(_join, (SOURCES[name].build(settings) for name in settings.mixed))
 
 
-def _log_p(log_p_N: Array, ids: Array) -> Array:
-    return log_p_N.at[jnp.where(ids < 0, len(log_p_N), ids)].get(mode="fill", fill_value=-jnp.inf)
+def _join(a: CandidateSource, b: CandidateSource) -> CandidateSource:
+    return CandidateSource(
+        log_p_N=a.log_p_N if b.log_p_N is None else b.log_p_N,
+        distributions=a.distributions + b.distributions,
+        in_batch=a.in_batch or b.in_batch,
+        streaming=a.streaming or b.streaming,
+        memory=max(a.memory, b.memory),
+        explicit_weight=max(a.explicit_weight, b.explicit_weight),
+    )
 
 
-def _make_in_batch(
-    frequency_N: np.ndarray, *, count: int, power: float, mask_N: np.ndarray
-) -> CandidateSource:
-    del count, power, mask_N
-    return CandidateSource(_log(frequency_N / frequency_N.sum()), in_batch)
+def _check_known(key: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{key}: no {name!r}: there are {', '.join(known)}{hint}")
 
 
-def _make_uniform(
-    frequency_N: np.ndarray, *, count: int, power: float, mask_N: np.ndarray
-) -> CandidateSource:
-    del frequency_N, power
-    return _make_from_distribution("uniform", mask_N.astype(np.float64), count)
+def _check_at_least(key: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{key}: must be at least {least}, not {value}")
 
 
-def _make_log_uniform(
-    frequency_N: np.ndarray, *, count: int, power: float, mask_N: np.ndarray
-) -> CandidateSource:
-    """P(rank r) proportional to log((r + 2) / (r + 1)), the most frequent item at rank 0."""
-    del power
-    order = np.argsort(-frequency_N, kind="stable")
-    order = order[mask_N[order]]
-    mass_N = np.zeros(len(frequency_N))
-    mass_N[order] = np.log1p(1 / np.arange(1, len(order) + 1))
-    return _make_from_distribution("log_uniform", mass_N, count)
-
-
-def _make_unigram(
-    frequency_N: np.ndarray, *, count: int, power: float, mask_N: np.ndarray
-) -> CandidateSource:
-    if not power >= 0:
-        raise ConfigError(f"unigram candidates need a power of at least 0, not {power}")
-    drawn_N = mask_N & (frequency_N > 0)
-    mass_N = np.zeros(len(frequency_N))
-    mass_N[drawn_N] = frequency_N[drawn_N] ** power
-    return _make_from_distribution("unigram", mass_N, count)
-
-
-def _make_from_distribution(name: str, mass_N: np.ndarray, count: int) -> CandidateSource:
-    if count < 1:
-        raise ConfigError(f"{name} candidates need at least 1 draw per step, not {count}")
-    support_T = np.flatnonzero(mass_N)
-    if not len(support_T):
-        raise DataError(f"{name} candidates: no item can be drawn (all are masked or unseen)")
-    # Every item keeps at least one of the 2^32 numbers; the rest is divided by mass.
-    share_T = np.cumsum(mass_N[support_T]) / mass_N.sum()
-    end_T = np.arange(1, len(support_T) + 1) + np.rint(share_T * (2**32 - len(support_T)))
-    end_T = end_T.astype(np.int64)
-    end_T[-1] = 2**32
-    p_N = np.zeros(len(mass_N))
-    p_N[support_T] = np.diff(end_T, prepend=0) / 2**32
-    tables = {
-        "support_T": jnp.asarray(support_T.astype(np.int32)),
-        "bound_T": jnp.asarray((end_T - 1).astype(np.uint32)),
-        "log_p_N": _log(p_N),
-    }
-    return CandidateSource(tables, functools.partial(from_distribution, count=count))
-
-
-def _log(p_N: np.ndarray) -> Array:
-    with np.errstate(divide="ignore"):
-        return jnp.asarray(np.log(p_N).astype(np.float32))
-
-
-SOURCES: dict[str, Callable[..., CandidateSource]] = {
-    "in_batch": _make_in_batch,
-    "uniform": _make_uniform,
-    "log_uniform": _make_log_uniform,
-    "unigram": _make_unigram,
+MIXABLE = ("in_batch", "uniform", "log_uniform", "unigram", "explicit", "memory")
+SOURCES: dict[str, SourceKind] = {
+    "in_batch": SourceKind(_make_in_batch),
+    "uniform": SourceKind(_make_uniform),
+    "log_uniform": SourceKind(_make_log_uniform),
+    "unigram": SourceKind(_make_unigram),
+    "mixed": SourceKind(_make_mixed),
+    "explicit": SourceKind(_make_explicit, "only the negatives that the data name are scored"),
+    "hard": SourceKind(_make_hard, "the top-scoring negatives stand for all others"),
+    "memory": SourceKind(
+        _make_memory, "embeddings of earlier batches are stale and pass no gradient"
+    ),
 }

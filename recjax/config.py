@@ -22,9 +22,8 @@ from recjax.errors import CheckpointError, ConfigError
 # A ConfigDict: its keys are attributes, which no type checker can know.
 Config = Any
 
-# What may change when a workdir is resumed: a whole key, or every key of a group ('log.').
-# Not how the best checkpoint is chosen: the best so far would be measured otherwise. Where the
-# data lies may change, because what it holds is compared by its hash (protocol.json).
+# What may change when a workdir is resumed: a whole key, or every key of a group ('log.'). Not how
+# the best checkpoint is chosen. Where the data lies may: its hash is compared (protocol.json).
 RESUMABLE = (
     "train.steps",
     "train.epochs",
@@ -35,6 +34,7 @@ RESUMABLE = (
     "eval.batch_size",
     "eval.bootstrap",
     "log.",
+    "diagnostics.",
     "checkpoint.",
     "parallel.",
     "data.dir",

@@ -2,85 +2,31 @@
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
 import numpy as np
 
-from recjax.candidates import SOURCES, make_source
-from recjax.config import Config, check_choices, flatten_config
+from recjax.candidates import CandidateSource, make_source
+from recjax.checks import check_config, draws
+from recjax.config import Config
 from recjax.data.context import DERIVED, available_context
 from recjax.data.dataset import Dataset
 from recjax.data.encode import Encoder, make_encoder
-from recjax.data.examples import TrainExamples, make_train_examples
+from recjax.data.examples import HISTORY_OF, TrainExamples, make_train_examples
 from recjax.data.loader import steps_per_epoch
-from recjax.data.queries import SEEN_POLICIES, EvalQueries, make_queries
+from recjax.data.queries import EvalQueries, make_queries
 from recjax.data.registry import load_dataset
-from recjax.data.split import SPLITS, TRAIN, Split, make_split
+from recjax.data.split import TRAIN, Split, make_split
 from recjax.errors import ConfigError
-from recjax.metrics import PER_QUERY
+from recjax.losses import make_loss
 from recjax.models.build import make_model
-from recjax.models.features import POOLINGS
 from recjax.models.retrieval import HEAD, RetrievalModel
-from recjax.models.towers import ACTIVATIONS
-from recjax.optim import OPTIMIZERS, SCHEDULES, make_optimizer, make_row_optimizer
+from recjax.objective import Objective
+from recjax.optim import make_optimizer, make_row_optimizer
 from recjax.parallel import Parallel, make_parallel
 from recjax.scoring import Scorer
 from recjax.step import TrainState, TrainStep
-
-CHOICES = {
-    "data.unknown_items": ("error", "drop"),
-    "split.name": tuple(SPLITS),
-    "examples.labels": ("next_item", "multi_hot"),
-    "examples.history": ("past", "profile"),
-    "model.query.output": ("linear", "none"),
-    "model.query.activation": tuple(ACTIVATIONS),
-    "model.query.normalization": ("none", "layer"),
-    "model.query.pooling": POOLINGS,
-    "model.query.history_table": ("own", "item"),
-    "model.item.side": ("tower", "softmax"),
-    "model.item.output": ("linear", "none"),
-    "model.item.activation": tuple(ACTIVATIONS),
-    "model.item.normalization": ("none", "layer"),
-    "tables.mode": ("auto", "dense", "rows"),
-    "loss.candidates": ("full", *SOURCES),
-    "optim.name": tuple(OPTIMIZERS),
-    "optim.schedule": tuple(SCHEDULES),
-    "eval.corpus": ("listed", "rated", "seen"),
-    "eval.seen": SEEN_POLICIES,
-    "parallel.mapper": ("shard_map", "pmap"),
-}
-_POSITIVE = (
-    "model.dim",
-    "model.feature_dim",
-    "model.temperature",
-    "tables.init",
-    "loss.num_sampled",
-    "loss.corpus_chunk",
-    "optim.learning_rate",
-    "train.batch_size",
-    "eval.batch_size",
-    "checkpoint.keep",
-    "log.every",
-)
-_NOT_NEGATIVE = (
-    "examples.min_history",
-    "optim.clip_norm",
-    "optim.eps",
-    "optim.initial_accumulator",
-    "optim.warmup_steps",
-    "optim.weight_decay",
-    "train.steps",
-    "train.prefetch",
-    "eval.every",
-    "eval.patience",
-    "eval.bootstrap",
-    "checkpoint.every",
-    "parallel.data",
-)
-_BELOW_ONE = ("model.query.dropout", "model.item.dropout", "optim.b1", "optim.b2")
-_SEEDS = ("seed", "split.seed")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,6 +67,11 @@ class Experiment:
         return self.step.model
 
     @property
+    def history(self) -> str:
+        """What a history holds: `past` or `profile`."""
+        return history_policy(self.config.examples)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Steps that see every example once."""
         return steps_per_epoch(self.examples.size, self.config.train.batch_size)
@@ -155,7 +106,7 @@ class Experiment:
                 self.dataset,
                 self.split,
                 part,
-                history=examples.history,
+                history=self.history,
                 history_length=key[1],
                 context=self.context,
             )
@@ -181,7 +132,9 @@ class Experiment:
     @functools.cached_property
     def state_specs(self) -> Any:
         """How the state is split over the devices."""
-        return self.parallel.specs(jax.eval_shape(self._new_state, self.arrays), self.step.sharded)
+        return self.parallel.specs(
+            jax.eval_shape(self._new_state, self.arrays), self.step.objective.sharded
+        )
 
     def _new_state(self, arrays: Any) -> TrainState:
         batch = self.examples.batch(np.arange(2) % self.examples.size, seed=0, epoch=0)
@@ -210,9 +163,16 @@ def make_experiment(config: Config, dataset: Dataset | None = None) -> Experimen
         test=config.split.test,
         fold_in=config.split.fold_in,
         seed=config.split.seed,
+        fit=config.split.fit,
     )
     context = _context_names(dataset, config)
-    examples = make_train_examples(dataset, split, context=context, **config.examples.to_dict())
+    examples = make_train_examples(
+        dataset,
+        split,
+        context=context,
+        negatives=draws(config.loss, "explicit"),
+        **{**config.examples.to_dict(), "history": history_policy(config.examples)},
+    )
     encoder = _encoder(dataset, split, examples, context, config)
     train_mask_N = np.zeros(dataset.items.size, bool)
     train_mask_N[dataset.interactions.item[split.part_M == TRAIN]] = True
@@ -221,16 +181,13 @@ def make_experiment(config: Config, dataset: Dataset | None = None) -> Experimen
         raise ConfigError(
             "optim.clip_norm needs the norm of whole tables; set it to 0.0 or parallel.model to 1"
         )
-    source = None
-    if config.loss.candidates != "full":
-        source = make_source(
-            config.loss.candidates,
-            examples.label_frequency_N,
-            count=config.loss.num_sampled,
-            power=config.loss.unigram_power,
-            mask_N=train_mask_N,
-        )
-    arrays = parallel.replicate({**encoder.arrays, "trainable_N": train_mask_N, "source": source})
+    arrays = {
+        **encoder.arrays,
+        "trainable_N": train_mask_N,
+        "source": _source(config.loss, examples, train_mask_N),
+    }
+    if config.loss.log_prior:
+        arrays["log_prior_N"] = config.loss.log_prior * _log_popularity(dataset, split)
     return Experiment(
         config=config,
         dataset=dataset,
@@ -240,7 +197,7 @@ def make_experiment(config: Config, dataset: Dataset | None = None) -> Experimen
         encoder=encoder,
         step=step,
         parallel=parallel,
-        arrays=arrays,
+        arrays=parallel.replicate(arrays),
         train_mask_N=train_mask_N,
         corpus_mask_N=_corpus(dataset, config.eval.corpus, train_mask_N),
         rankable_mask_N=_rankable(step.model, train_mask_N),
@@ -263,39 +220,9 @@ def load_data(data: Config) -> Dataset:
     )
 
 
-def check_config(config: Config) -> None:
-    """Checks values and combinations that need no data.
-
-    Raises:
-      ConfigError: naming the key, its value and what would be legal.
-    """
-    check_choices(config, CHOICES)
-    flat = flatten_config(config)
-
-    def check(key: str, holds: bool, rule: str) -> None:
-        if not holds:
-            raise ConfigError(f"config.{key}={flat[key]}: it {rule}")
-
-    for key, value in flat.items():
-        check(key, not isinstance(value, float) or math.isfinite(value), "must be finite")
-    for key in _POSITIVE:
-        check(key, flat[key] > 0, "must be above 0")
-    for key in _NOT_NEGATIVE:
-        check(key, flat[key] >= 0, "must not be negative")
-    for key in _BELOW_ONE:
-        check(key, 0.0 <= flat[key] < 1.0, "must be in [0, 1)")
-    for key in _SEEDS:
-        check(key, 0 <= flat[key] < 2**32, "must be in 0..2**32-1")
-    for key in ("model.query.hidden", "model.item.hidden"):
-        sizes_are_legal = all(isinstance(size, int) and size >= 1 for size in flat[key])
-        check(key, sizes_are_legal, "must hold whole numbers, from 1 on")
-    pooling = "model.query.pooling"
-    check(pooling, flat[pooling] != (), f"needs at least one of {POOLINGS}")
-    check("eval.ks", min(flat["eval.ks"], default=0) >= 1, "needs at least one k, from 1 on")
-    legal = [f"{name}@{k}" for name in PER_QUERY for k in config.eval.ks]
-    check_choices(config, {"eval.metric": legal})
-    if config.train.steps == 0:
-        check("train.epochs", config.train.epochs > 0, "must be above 0 where train.steps is 0")
+def history_policy(examples: Config) -> str:
+    """The policy that a config's group `examples` means; `auto` is the one its labels go with."""
+    return HISTORY_OF[examples.labels] if examples.history == "auto" else examples.history
 
 
 def _context_names(dataset: Dataset, config: Config) -> tuple[str, ...]:
@@ -335,24 +262,63 @@ def _step(
     train_mask_N: np.ndarray,
     parallel: Parallel,
 ) -> TrainStep:
-    num_items = len(train_mask_N)
-    full = config.loss.candidates == "full"
-    model = make_model(config.model, config.tables, encoder, num_items, full=full)
-    total = _total_steps(config, examples.size)
-    return TrainStep(
-        model=model,
+    num_items, loss = len(train_mask_N), config.loss
+    full = loss.candidates == "full"
+    objective = Objective(
+        model=make_model(config.model, config.tables, encoder, num_items, full=full),
         encoder=encoder,
+        loss=make_loss(
+            loss.name,
+            negative_weight=loss.negative_weight,
+            margin=loss.margin,
+            positive_scale=loss.positive_scale,
+            label_smoothing=loss.label_smoothing,
+            num_items=int(train_mask_N.sum()),
+        ),
         full=full,
-        optimizer=make_optimizer(config.optim, total),
-        row_optimizer=make_row_optimizer(config.optim, total),
         num_items=num_items,
-        correct_logq=config.loss.correct_logq,
-        correct_positive=config.loss.correct_positive,
-        corpus_chunk=config.loss.corpus_chunk,
-        log_every=config.log.every,
+        correct_logq=loss.correct_logq,
+        correct_positive=loss.correct_positive,
+        corpus_chunk=loss.corpus_chunk,
         model_axis=parallel.model_axis,
         model_size=parallel.model,
     )
+    total = _total_steps(config, examples.size)
+    return TrainStep(
+        objective,
+        make_optimizer(config.optim, total),
+        make_row_optimizer(config.optim, total),
+        log_every=config.log.every,
+    )
+
+
+def _source(
+    loss: Config, examples: TrainExamples, train_mask_N: np.ndarray
+) -> CandidateSource | None:
+    if loss.candidates == "full":
+        return None
+    return make_source(
+        loss.candidates,
+        examples.label_frequency_N,
+        count=loss.num_sampled,
+        power=loss.unigram_power,
+        mask_N=train_mask_N,
+        mixed=tuple(loss.mixed),
+        frequency=loss.frequency,
+        frequency_rate=loss.frequency_rate,
+        frequency_buckets=loss.frequency_buckets,
+        explicit_weight=loss.explicit_weight,
+        hard_count=loss.hard_negatives,
+        hard_refresh=loss.hard_refresh,
+        memory=loss.memory,
+    )
+
+
+def _log_popularity(dataset: Dataset, split: Split) -> np.ndarray:
+    """Log of each item's share of the training interactions; 0 for those that have none."""
+    item = dataset.interactions.item[split.part_M == TRAIN]
+    count_N = np.bincount(item, minlength=dataset.items.size)
+    return np.log(np.where(count_N, count_N / len(item), 1.0)).astype(np.float32)
 
 
 def _total_steps(config: Config, num_examples: int) -> int:

@@ -1,21 +1,290 @@
-"""Losses over a query's scores: the exact softmax, and its estimate from candidates.
+"""Losses: rules on the scores of a query's own items and of the candidates that all queries share.
 
-Every loss takes `weight_B` (0 for padding) and returns (weighted sum, loss of each example). Only
-the sum is differentiable; the caller divides it by the weights' sum over all replicas.
+An example's own items are its labels (label weight y > 0) and negatives of its own (y = 0). Every
+loss takes `weight_B` (0 for padding) and returns (weighted sum, loss of each example). Only the
+sum is differentiable; the caller divides it by the weights' sum over all replicas.
+
+A rule gets the scores s of one tile and the logs of the items' weights e^(-log_q); below, own
+labels are p, and c runs over everything else that is scored: own negatives, and candidates that
+are no item of the example's own. v_c is the weight of c divided by the sum of those weights. With
+log_q the log of the expected number of times that c was drawn, sum_c v_c f(s_c) estimates the mean
+of f over the items that are no label; without, it is the mean over the candidates. A mean over
+nothing is 0, and so is the log of one.
 """
 
+import difflib
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from recjax.candidates import Candidates
-from recjax.ops.softmax import join_rows, product, scaled, softmax_loss, split_rows
+from recjax.errors import ConfigError
+from recjax.ops.candidate_loss import Rule, candidate_loss
+from recjax.ops.softmax import softmax_loss
+
+
+class Loss(NamedTuple):
+    """A loss against the full corpus and against candidates."""
+
+    full: Callable[..., tuple[Array, Array]]
+    sampled: Callable[..., tuple[Array, Array]]
+
+
+def make_loss(
+    name: str,
+    *,
+    negative_weight: float = 1.0,
+    margin: float = 0.0,
+    positive_scale: float = 1.0,
+    label_smoothing: float = 0.0,
+    num_items: int = 0,
+) -> Loss:
+    """Builds a loss by its name; what it is, the function of that name says.
+
+    `sampled` is `sampled_loss` of the rule. `full` takes the arguments of
+    `recjax.ops.softmax.softmax_loss`: for 'softmax' it is that; for the others it is the rule with
+    every item as a candidate, on one shard (`full_loss`).
+
+    Args:
+        name: 'softmax', 'bpr', 'bce', 'ccl' or 'bsl'.
+        negative_weight: of 'bce' and 'ccl', weight of the negatives' mean.
+        margin: of 'ccl', the score below which a negative loses nothing.
+        positive_scale: of 'bsl', temperature of the labels / temperature of the negatives.
+        label_smoothing: of 'softmax', share of the target that is uniform over the corpus.
+        num_items: items of the corpus; 'softmax' with label smoothing needs it for `sampled`.
+
+    Raises:
+        ConfigError: an unknown name, or a setting that cannot be or that the loss does not read.
+    """
+    if name not in LOSSES:
+        near = difflib.get_close_matches(name, LOSSES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"no loss {name!r}: there are {', '.join(LOSSES)}{hint}")
+    settings = {
+        "negative_weight": (negative_weight, 1.0, negative_weight >= 0, "at least 0"),
+        "margin": (margin, 0.0, abs(margin) <= 1, "a cosine, from -1 to 1"),
+        "positive_scale": (positive_scale, 1.0, positive_scale > 0, "more than 0"),
+        "label_smoothing": (label_smoothing, 0.0, 0 <= label_smoothing < 1, "from 0 to below 1"),
+    }
+    read, make = LOSSES[name]
+    for key, (value, default, is_legal, legal) in settings.items():
+        if not is_legal:
+            raise ConfigError(f"{key} must be {legal}, not {value}")
+        if value != default and key not in read:
+            readers = " and ".join(other for other in LOSSES if key in LOSSES[other].settings)
+            raise ConfigError(f"{key}={value} is for {readers}; with {name} it must be {default}")
+    chosen = {key: settings[key][0] for key in read}
+    return make(num_items=num_items, **chosen)
 
 
 def softmax(
+    score_TxP: Array,
+    log_w_TxP: Array,
+    y_TxP: Array,
+    score_TxC: Array,
+    log_w_TxC: Array,
+    *,
+    label_smoothing: float = 0.0,
+    num_items: int = 0,
+) -> Array:
+    """Sampled softmax cross-entropy.
+
+    With the labels' weights 1 and w_c = e^(-log_q_c), the partition function is estimated once for
+    all labels of a query:
+
+        Z = sum_p e^(s_p) + sum_c w_c e^(s_c)          loss = log Z - sum_p y_p s_p
+
+    Every item is counted once in expectation, so E[Z] is the sum over the whole corpus, and as the
+    candidates grow in number the gradient becomes that of the exact softmax. Bengio & Senecal
+    2008, "Adaptive importance sampling to accelerate training of a neural probabilistic language
+    model"; Jean et al. 2015, "On using very large target vocabulary for neural machine
+    translation" (arXiv:1412.2007); for candidates from the batch, Yi et al., RecSys 2019,
+    "Sampling-bias-corrected neural modeling for large corpus item recommendations".
+
+    With label smoothing a (Szegedy et al., CVPR 2016, arXiv:1512.00567, section 7) the target is
+    (1 - a) y + a / num_items, and the mean of all scores is estimated as Z is:
+
+        loss = log Z - (1 - a) sum_p y_p s_p - (a / num_items) (sum_p s_p + sum_c w_c s_c)
+
+    Labels of which log_w is not 0 stand with s_p + log_w_p for s_p in Z and beside y_p: the common
+    variant that corrects the positive too, which is biased (arXiv:2507.09331).
+    """
+    is_label_TxP = y_TxP > 0
+    logits_TxP = score_TxP + log_w_TxP
+    target_TxP = jnp.where(is_label_TxP, y_TxP * logits_TxP, 0.0)
+    loss_T = _log_sum_exp(logits_TxP, score_TxC + log_w_TxC)
+    loss_T -= (1 - label_smoothing) * jnp.sum(target_TxP, axis=1)
+    if label_smoothing:
+        w_TxP = jnp.where(is_label_TxP, 1.0, jnp.exp(log_w_TxP))
+        sum_T = jnp.sum(w_TxP * score_TxP, axis=1)
+        sum_T += jnp.sum(jnp.exp(log_w_TxC) * score_TxC, axis=1)
+        loss_T -= label_smoothing / num_items * sum_T
+    return loss_T
+
+
+def bpr(
+    score_TxP: Array, log_w_TxP: Array, y_TxP: Array, score_TxC: Array, log_w_TxC: Array
+) -> Array:
+    """Bayesian personalised ranking: sum_p y_p sum_c v_c softplus(s_c - s_p).
+
+    Rendle et al., UAI 2009, "BPR: Bayesian personalized ranking from implicit feedback"
+    (arXiv:1205.2618), BPR-Opt: -log sigma(s_p - s_c), its regularisation left to the optimizer.
+    Labels are taken one after another, so no more than T x C differences are held.
+    """
+    v_TxP, v_TxC = _negative_shares(log_w_TxP, y_TxP, log_w_TxC)
+
+    def one_label(total_T: Array, label: tuple[Array, Array]) -> tuple[Array, None]:
+        score_T, y_T = label
+        own_T = jnp.sum(v_TxP * _softplus(score_TxP - score_T[:, None]), axis=1)
+        shared_T = jnp.sum(v_TxC * _softplus(score_TxC - score_T[:, None]), axis=1)
+        return total_T + y_T * (own_T + shared_T), None
+
+    zero_T = jnp.zeros_like(score_TxP[:, 0])
+    if score_TxP.shape[1] == 1:
+        return one_label(zero_T, (score_TxP[:, 0], y_TxP[:, 0]))[0]
+    one_label = jax.checkpoint(one_label, prevent_cse=False)
+    return jax.lax.scan(one_label, zero_T, (score_TxP.T, y_TxP.T))[0]
+
+
+def bce(
+    score_TxP: Array,
+    log_w_TxP: Array,
+    y_TxP: Array,
+    score_TxC: Array,
+    log_w_TxC: Array,
+    *,
+    negative_weight: float = 1.0,
+) -> Array:
+    """Binary cross-entropy with logits.
+
+        loss = sum_p y_p softplus(-s_p) + negative_weight sum_c v_c softplus(s_c)
+
+    He et al., WWW 2017, "Neural collaborative filtering" (arXiv:1708.05031), equation 7, as a mean
+    over the negatives in place of a sum; there negative_weight is the negatives per label.
+    """
+    v_TxP, v_TxC = _negative_shares(log_w_TxP, y_TxP, log_w_TxC)
+    positive_T = jnp.sum(y_TxP * _softplus(-score_TxP), axis=1)
+    own_T = jnp.sum(v_TxP * _softplus(score_TxP), axis=1)
+    return positive_T + negative_weight * (own_T + jnp.sum(v_TxC * _softplus(score_TxC), axis=1))
+
+
+def ccl(
+    score_TxP: Array,
+    log_w_TxP: Array,
+    y_TxP: Array,
+    score_TxC: Array,
+    log_w_TxC: Array,
+    *,
+    negative_weight: float = 1.0,
+    margin: float = 0.0,
+) -> Array:
+    """Cosine-contrastive loss, for scores that are cosines (unit embeddings, temperature 1).
+
+        loss = sum_p y_p (1 - s_p) + negative_weight sum_c v_c max(0, s_c - margin)
+
+    Mao et al., CIKM 2021, "SimpleX: a simple and strong baseline for collaborative filtering"
+    (arXiv:2109.12613), equation 1.
+    """
+    v_TxP, v_TxC = _negative_shares(log_w_TxP, y_TxP, log_w_TxC)
+    positive_T = jnp.sum(y_TxP * (1 - score_TxP), axis=1)
+    own_T = jnp.sum(v_TxP * jax.nn.relu(score_TxP - margin), axis=1)
+    shared_T = jnp.sum(v_TxC * jax.nn.relu(score_TxC - margin), axis=1)
+    return positive_T + negative_weight * (own_T + shared_T)
+
+
+def bsl(
+    score_TxP: Array,
+    log_w_TxP: Array,
+    y_TxP: Array,
+    score_TxC: Array,
+    log_w_TxC: Array,
+    *,
+    positive_scale: float = 1.0,
+) -> Array:
+    """Bilateral softmax loss: the same log-mean-exp over labels as over negatives.
+
+        loss = log sum_c v_c e^(s_c) - r log sum_p y_p e^(s_p / r)
+
+    Wu et al., ICDE 2024, "BSL: understanding and improving softmax loss for recommendation"
+    (arXiv:2312.12882), divided by the negatives' temperature t: s = f / t, and r = positive_scale
+    is the labels' temperature / t. y counts as divided by its sum.
+    """
+    is_label_TxP = y_TxP > 0
+    log_y_TxP = jnp.where(is_label_TxP, jnp.log(jnp.where(is_label_TxP, y_TxP, 1.0)), -jnp.inf)
+    log_w_TxP = jnp.where(is_label_TxP, -jnp.inf, log_w_TxP)
+    negative_T = _log_sum_exp(score_TxP + log_w_TxP, score_TxC + log_w_TxC)
+    negative_T -= _log_sum_exp(log_w_TxP, log_w_TxC)
+    positive_T = _log_sum_exp(score_TxP / positive_scale + log_y_TxP) - _log_sum_exp(log_y_TxP)
+    return negative_T - positive_scale * positive_T
+
+
+def sampled_loss(
+    rule: Rule,
+    query_BxD: Float[Array, "B D"],
+    own_BxPxD: Float[Array, "B P D"],
+    candidate_CxD: Float[Array, "C D"],
+    label_BxP: Int[Array, "B P"],
+    label_weight_BxP: Float[Array, "B P"],
+    candidates: Candidates,
+    weight_B: Float[Array, "B"],
+    *,
+    scale: float | Float[Array, ""] = 1.0,
+    own_bias_BxP: Float[Array, "B P"] | None = None,
+    candidate_bias_C: Float[Array, "C"] | None = None,
+    correct: bool = True,
+    own_log_q_BxP: Float[Array, "B P"] | None = None,
+    tile: int = 128,
+) -> tuple[Float[Array, ""], Float[Array, "B"]]:
+    """A loss against an example's own items and candidates: (weighted sum, loss of each example).
+
+    Own items are always scored. A candidate that is an own item of the query (an accidental hit)
+    is left out, so that every item is counted once. The sum is differentiable in the embeddings,
+    biases and scale; see `recjax.ops.candidate_loss.candidate_loss`.
+
+    Args:
+        rule: of the loss.
+        query_BxD: query embeddings.
+        own_BxPxD: embeddings of the own items; of no effect where they are padding.
+        candidate_CxD: embeddings of the candidates, shared by all queries; there may be none.
+        label_BxP: the own items of each example, distinct; -1 for padding.
+        label_weight_BxP: the labels' weights, 1 in sum where the example counts; 0 for negatives.
+        candidates: ids and log_q of the candidates; +inf is no candidate.
+        weight_B: weight of each example; 0 for padding.
+        scale: 1 / temperature.
+        own_bias_BxP: added to the scores of the own items.
+        candidate_bias_C: added to the scores of the candidates.
+        correct: False drops the candidates' log_q, and with it the unbiasedness: frequently drawn
+            items are then pushed down in proportion to how often they are drawn.
+        own_log_q_BxP: 0 where not given. For negatives, -log of their weight. For labels, what
+            'softmax' subtracts from their scores, which is biased; the other losses have no use
+            for it.
+        tile: examples whose scores are held at once; fewer where there are many candidates.
+    """
+    log_q_C = candidates.log_q_C
+    return candidate_loss(
+        rule,
+        query_BxD,
+        own_BxPxD,
+        candidate_CxD,
+        label_BxP,
+        None if own_log_q_BxP is None else -own_log_q_BxP,
+        label_weight_BxP,
+        candidates.ids_C,
+        -log_q_C if correct else jnp.where(jnp.isposinf(log_q_C), -jnp.inf, 0.0),
+        weight_B,
+        scale=scale,
+        own_bias_BxP=own_bias_BxP,
+        candidate_bias_C=candidate_bias_C,
+        tile=tile,
+    )
+
+
+def full_loss(
+    rule: Rule,
     query_BxD: Float[Array, "B D"],
     item_NxD: Float[Array, "N D"],
     label_BxP: Int[Array, "B P"],
@@ -28,220 +297,91 @@ def softmax(
     offset: int | Int[Array, ""] = 0,
     axis: str | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "B"]]:
-    """Exact softmax cross-entropy over the corpus; see `recjax.ops.softmax.softmax_loss`."""
-    return softmax_loss(
-        query_BxD,
-        item_NxD,
-        label_BxP,
-        label_weight_BxP,
-        weight_B,
-        bias_N=bias_N,
-        mask_N=mask_N,
-        scale=scale,
-        offset=offset,
-        axis=axis,
-    )
+    """A loss with every item as a candidate: (weighted sum, loss of each example).
 
+    The arguments are those of `recjax.ops.softmax.softmax_loss`, on one shard: `offset` is what
+    label ids begin at.
 
-def sampled_softmax(
-    query_BxD: Float[Array, "B D"],
-    positive_BxPxD: Float[Array, "B P D"],
-    candidate_CxD: Float[Array, "C D"],
-    label_BxP: Int[Array, "B P"],
-    label_weight_BxP: Float[Array, "B P"],
-    candidates: Candidates,
-    weight_B: Float[Array, "B"],
-    *,
-    scale: float | Float[Array, ""] = 1.0,
-    positive_bias_BxP: Float[Array, "B P"] | None = None,
-    candidate_bias_C: Float[Array, "C"] | None = None,
-    correct: bool = True,
-    positive_log_q_BxP: Float[Array, "B P"] | None = None,
-    tile: int = 128,
-) -> tuple[Float[Array, ""], Float[Array, "B"]]:
-    """Softmax cross-entropy against candidates: (weighted sum, loss of each example).
-
-    The positives are always scored, exactly. With s = scale <query, item> + bias and log_q the log
-    of the expected number of times that a candidate was drawn, the partition function of query b
-    is estimated once, for all its labels:
-
-        Z_b = sum_p e^(s_bp) + sum_(c not a label of b) e^(s_bc - log_q_c)
-        loss_b = log Z_b - sum_p label_weight_bp s_bp
-
-    A candidate that is a label of the query (an accidental hit) is left out, so that every item
-    is counted once in expectation: E[Z_b] is the sum over the whole corpus, and as the candidates
-    grow in number the gradient becomes that of `softmax`. Bengio & Senecal 2008, "Adaptive
-    importance sampling to accelerate training of a neural probabilistic language model"; Jean et
-    al. 2015, "On using very large target vocabulary for neural machine translation"
-    (arXiv:1412.2007); for candidates from the batch, Yi et al., RecSys 2019,
-    "Sampling-bias-corrected neural modeling for large corpus item recommendations".
-
-    The sum is differentiable in the embeddings, biases and scale (not twice, nor in forward mode:
-    like the exact softmax it forms its gradient in the forward pass, tile by tile).
-
-    Args:
-        query_BxD: query embeddings.
-        positive_BxPxD: embeddings of the labels; of no effect where the label is padding.
-        candidate_CxD: embeddings of the candidates, shared by all queries.
-        label_BxP: the labels of each example, distinct; -1 for padding.
-        label_weight_BxP: their weights, 1 in sum where the example counts.
-        candidates: ids and log_q of the candidates; +inf is no candidate.
-        weight_B: weight of each example; 0 for padding.
-        scale: 1 / temperature.
-        positive_bias_BxP: added to the scores of the labels.
-        candidate_bias_C: added to the scores of the candidates.
-        correct: False drops log_q, and with it the unbiasedness: frequently drawn items are then
-            pushed down in proportion to how often they are drawn.
-        positive_log_q_BxP: subtracted from the scores of the labels where given: the common
-            variant that corrects the positive too, which is biased (arXiv:2507.09331).
-        tile: examples whose logits are held at once.
+    Raises:
+        ValueError: an axis is given.
     """
-    # Equal ids are one group, named by where it begins among the sorted ids.
-    sorted_C = jnp.sort(candidates.ids_C)
-    group_BxP = jnp.searchsorted(sorted_C, label_BxP)
-    is_hit_BxP = sorted_C.at[group_BxP].get(mode="fill", fill_value=-1) == label_BxP
-    log_q_C = candidates.log_q_C
-    inputs = _Inputs(
+    if axis is not None:
+        raise ValueError(
+            f"only softmax has a full loss over a corpus split over an axis ({axis!r}): "
+            "use one shard or sampled candidates"
+        )
+    own_BxP = jnp.where(label_BxP >= 0, label_BxP - offset, -1)
+    row_BxP = jnp.maximum(own_BxP, 0)
+    return candidate_loss(
+        rule,
         query_BxD,
-        positive_BxPxD,
-        candidate_CxD,
-        positive_bias_BxP,
-        candidate_bias_C,
-        jnp.asarray(scale, jnp.float32),
-    )
-    targets = _Targets(
-        label_BxP,
+        item_NxD[row_BxP],
+        item_NxD,
+        own_BxP,
+        None,
         label_weight_BxP,
+        None,
+        jnp.zeros(len(item_NxD)) if mask_N is None else jnp.where(mask_N, 0.0, -jnp.inf),
         weight_B,
-        positive_log_q_BxP,
-        jnp.where(is_hit_BxP, group_BxP, len(sorted_C)),
-        jnp.searchsorted(sorted_C, candidates.ids_C),
-        log_q_C if correct else jnp.where(jnp.isposinf(log_q_C), log_q_C, 0.0),
+        scale=scale,
+        own_bias_BxP=None if bias_N is None else bias_N[row_BxP],
+        candidate_bias_C=bias_N,
     )
-    total, loss_B = _loss(min(tile, len(query_BxD)), inputs, targets)
-    return total, jax.lax.stop_gradient(loss_B)
 
 
-class Loss(NamedTuple):
-    """A loss against the full corpus (None where it has no such form) and against candidates."""
-
-    full: Callable[..., tuple[Array, Array]] | None
-    sampled: Callable[..., tuple[Array, Array]]
-
-
-LOSSES: dict[str, Loss] = {"softmax": Loss(softmax, sampled_softmax)}
+def _make_softmax(*, label_smoothing: float, num_items: int) -> Loss:
+    if label_smoothing and num_items < 1:
+        raise ConfigError(f"label_smoothing needs num_items of at least 1, not {num_items}")
+    rule = functools.partial(softmax, label_smoothing=label_smoothing, num_items=num_items)
+    full = functools.partial(softmax_loss, label_smoothing=label_smoothing)
+    return Loss(full, functools.partial(sampled_loss, rule))
 
 
-class _Inputs(NamedTuple):
-    """What the sampled loss is differentiated in."""
-
-    query_BxD: Array
-    positive_BxPxD: Array
-    candidate_CxD: Array
-    positive_bias_BxP: Array | None
-    candidate_bias_C: Array | None
-    scale: Array
+def _make_from_rule(rule: Callable[..., Array], *, num_items: int, **settings: float) -> Loss:
+    del num_items
+    rule = functools.partial(rule, **settings)
+    return Loss(functools.partial(full_loss, rule), functools.partial(sampled_loss, rule))
 
 
-class _Targets(NamedTuple):
-    label_BxP: Array
-    label_weight_BxP: Array
-    weight_B: Array
-    positive_log_q_BxP: Array | None
-    group_BxP: Array  # C where the label is not among the candidates
-    group_C: Array
-    log_q_C: Array
+def _max(*parts_TxK: Array) -> Array:
+    """The greatest of each row, 0 where all are -inf; a constant to differentiation."""
+    max_T = functools.reduce(jnp.maximum, [jnp.max(part, axis=1) for part in parts_TxK])
+    return jax.lax.stop_gradient(jnp.where(jnp.isneginf(max_T), 0.0, max_T))
 
 
-def _loss_primal(tile: int, inputs: Any, targets: Any) -> tuple[Array, Array]:
-    return _forward(tile, inputs, targets, with_gradient=False)[0]
+def _log_sum_exp(*parts_TxK: Array) -> Array:
+    """log sum e^x of each row; 0, with gradient 0, where all are -inf."""
+    max_T = _max(*parts_TxK)
+    sum_T = sum(jnp.sum(jnp.exp(part - max_T[:, None]), axis=1) for part in parts_TxK)
+    return max_T + jnp.log(jnp.where(sum_T > 0, sum_T, 1.0))
 
 
-def _loss_fwd(tile: int, inputs: Any, targets: Any) -> tuple[Any, Any]:
-    return _forward(tile, inputs, targets, with_gradient=True)
+def _negative_shares(log_w_TxP: Array, y_TxP: Array, log_w_TxC: Array) -> tuple[Array, Array]:
+    """v of the own items (0 for labels) and of the candidates: 1 in sum, or 0 where all are 0."""
+    log_w_TxP = jnp.where(y_TxP > 0, -jnp.inf, log_w_TxP)
+    max_T = _max(log_w_TxP, log_w_TxC)
+    w_TxP, w_TxC = jnp.exp(log_w_TxP - max_T[:, None]), jnp.exp(log_w_TxC - max_T[:, None])
+    sum_T = jnp.sum(w_TxP, axis=1) + jnp.sum(w_TxC, axis=1)
+    share_T = 1 / jnp.maximum(sum_T, 1.0)  # the greatest weight is 1
+    return w_TxP * share_T[:, None], w_TxC * share_T[:, None]
 
 
-def _loss_bwd(tile: int, gradient: Any, cotangents: tuple) -> tuple[Any, None]:
-    return scaled(gradient, cotangents[0]), None
+def _softplus(x: Array) -> Array:
+    """log(1 + e^x)."""
+    return jnp.maximum(x, 0.0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
 
 
-_loss = jax.custom_vjp(_loss_primal, nondiff_argnums=(0,))
-_loss.defvjp(_loss_fwd, _loss_bwd)
+class _Entry(NamedTuple):
+    settings: tuple[str, ...]  # what it reads besides num_items
+    make: Callable[..., Loss]
 
 
-def _forward(
-    tile: int, inputs: _Inputs, targets: _Targets, *, with_gradient: bool
-) -> tuple[tuple[Array, Array], _Inputs | None]:
-    """((weighted sum, loss of each example), gradient of the sum or None)."""
-    candidate_CxD, bias_C, scale = inputs.candidate_CxD, inputs.candidate_bias_C, inputs.scale
-    dtype = candidate_CxD.dtype
+LOSSES: dict[str, _Entry] = {
+    "softmax": _Entry(("label_smoothing",), _make_softmax),
+    "bpr": _Entry((), functools.partial(_make_from_rule, bpr)),
+    "bce": _Entry(("negative_weight",), functools.partial(_make_from_rule, bce)),
+    "ccl": _Entry(("negative_weight", "margin"), functools.partial(_make_from_rule, ccl)),
+    "bsl": _Entry(("positive_scale",), functools.partial(_make_from_rule, bsl)),
+}
 
-    def one_tile(sums: Any, rows: Any) -> tuple[Any, tuple[Array, Any]]:
-        query_TxD, positive_TxPxD, bias_TxP, label_TxP, y_TxP, weight_T, log_q_TxP, group_TxP = rows
-        score_TxP = scale * product("td,tpd->tp", query_TxD, positive_TxPxD)
-        score_TxP = _plus(_plus(score_TxP, bias_TxP), log_q_TxP, sign=-1.0)
-        logits_TxP = jnp.where(label_TxP >= 0, score_TxP, -jnp.inf)
-        shift_C = _plus(-targets.log_q_C, bias_C)
-        logits_TxC = scale * product("td,cd->tc", query_TxD, candidate_CxD) + shift_C[None, :]
-        logits_TxC = jnp.where(_hits(group_TxP, targets.group_C), -jnp.inf, logits_TxC)
-        max_T = jnp.maximum(jnp.max(logits_TxP, axis=1), jnp.max(logits_TxC, axis=1))
-        max_T = jnp.where(jnp.isneginf(max_T), 0.0, max_T)  # an example of padding alone
-        exp_TxP = jnp.exp(logits_TxP - max_T[:, None])
-        exp_TxC = jnp.exp(logits_TxC - max_T[:, None])
-        sum_T = jnp.sum(exp_TxP, axis=1) + jnp.sum(exp_TxC, axis=1)
-        loss_T = max_T + jnp.log(sum_T) - jnp.sum(y_TxP * score_TxP, axis=1)
-        if not with_gradient:
-            return sums, (loss_T, None)
-        d_candidate_CxD, d_bias_C = sums
-        factor_T = jnp.where(weight_T == 0, 0.0, weight_T / sum_T)
-        scaled_TxD = (query_TxD.astype(jnp.float32) * factor_T[:, None]).astype(dtype)
-        exp_TxC = exp_TxC.astype(dtype)
-        d_candidate_CxD += product("tc,td->cd", exp_TxC, scaled_TxD)
-        if d_bias_C is not None:
-            d_bias_C += product("tc,t->c", exp_TxC, factor_T.astype(dtype))
-        d_score_TxP = factor_T[:, None] * (exp_TxP - y_TxP * sum_T[:, None])
-        d_query_TxD = factor_T[:, None] * product("tc,cd->td", exp_TxC, candidate_CxD)
-        d_query_TxD += product("tp,tpd->td", d_score_TxP.astype(dtype), positive_TxPxD)
-        d_positive_TxPxD = scale * d_score_TxP[:, :, None] * query_TxD.astype(jnp.float32)[:, None]
-        d_rows = d_query_TxD, d_positive_TxPxD.astype(dtype), d_score_TxP
-        return (d_candidate_CxD, d_bias_C), (loss_T, d_rows)
-
-    rows = jax.tree.map(
-        lambda x: split_rows(x, tile), (*inputs[:2], inputs.positive_bias_BxP, *targets[:5])
-    )
-    sums = None
-    if with_gradient:
-        d_bias_C = None if bias_C is None else jnp.zeros(len(bias_C), jnp.float32)
-        sums = jnp.zeros(candidate_CxD.shape, jnp.float32), d_bias_C
-    sums, (loss_B, d_rows) = jax.lax.scan(one_tile, sums, rows)
-    loss_B = join_rows(loss_B, len(targets.weight_B))
-    total = jnp.sum(jnp.where(targets.weight_B == 0, 0.0, targets.weight_B * loss_B))
-    if not with_gradient:
-        return (total, loss_B), None
-
-    d_query_BxD, d_positive_BxPxD, d_score_BxP = jax.tree.map(
-        lambda x: join_rows(x, len(loss_B)), d_rows
-    )
-    d_candidate_CxD, d_bias_C = sums
-    gradient = _Inputs(
-        scale * d_query_BxD,
-        d_positive_BxPxD,
-        scale * d_candidate_CxD,
-        None if inputs.positive_bias_BxP is None else d_score_BxP,
-        d_bias_C,
-        jnp.sum(inputs.query_BxD.astype(jnp.float32) * d_query_BxD),
-    )
-    return (total, loss_B), jax.tree.map(lambda d, x: d.astype(x.dtype), gradient, inputs)
-
-
-def _hits(group_TxP: Array, group_C: Array) -> Array:
-    """Whether a candidate is a label of the example."""
-    if group_TxP.shape[1] == 1:
-        return group_TxP == group_C[None, :]
-    member_TxC = jnp.zeros((len(group_TxP), len(group_C)), bool)
-    rows_Tx1 = jnp.arange(len(group_TxP))[:, None]
-    return member_TxC.at[rows_Tx1, group_TxP].set(True, mode="drop")[:, group_C]
-
-
-def _plus(x: Array, term: Array | None, sign: float = 1.0) -> Array:
-    return x if term is None else x + sign * term.astype(jnp.float32)
+sampled_softmax = make_loss("softmax").sampled

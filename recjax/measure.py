@@ -16,14 +16,15 @@ PyTree = Any
 def protocol_of(experiment: Experiment) -> dict[str, Any]:
     """What two results must share to be compared: data, split, corpus, policies, metric."""
     config = experiment.config
+    validates = config.split.fit == "train"
     return {
         "dataset": experiment.dataset.name,
         "dataset_hash": experiment.dataset.hash,
         "split": experiment.split.name,
         "split_params": dict(experiment.split.params),
         "split_hash": experiment.split.hash,
-        "history": config.examples.history,
-        "selection_metric": f"valid/{config.eval.metric}",
+        "history": experiment.history,
+        "selection_metric": f"valid/{config.eval.metric}" if validates else "none: the last step",
         **protocol_record(
             part="test",
             corpus=config.eval.corpus,

@@ -142,13 +142,12 @@ class Run:
         return positions
 
     def _queries(self, user_Q: np.ndarray) -> EvalQueries:
-        examples = self.config.examples
         return serving_queries(
             self.experiment.dataset,
             self.experiment.split,
             user_Q,
-            history=examples.history,
-            history_length=examples.history_length,
+            history=self.experiment.history,
+            history_length=self.config.examples.history_length,
             context=self.experiment.context,
         )
 

@@ -70,7 +70,7 @@ class Scorer:
                 bias_N=None if bias_N is None else bias_N[: self.num_items],
                 mask_N=mask_N,
                 seen_BxS=seen_BxS,
-                scale=1.0 / self.model.temperature,
+                scale=self.model.apply(variables, method="scale"),
             )
 
         return jax.jit(rank, static_argnames="k")

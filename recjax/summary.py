@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from recjax.candidates import why_biased
+from recjax.config import Config
 from recjax.data.split import TEST, TRAIN, VALID
 from recjax.experiment import Experiment
 from recjax.models.retrieval import RetrievalModel, SoftmaxHead
@@ -46,7 +48,7 @@ def describe(experiment: Experiment, workdir: pathlib.Path) -> str:
         (
             "ranking",
             f"{int(experiment.corpus_mask_N.sum()):,} items ({config.eval.corpus}), "
-            f"without the user's {config.eval.seen} ones; chosen by valid/{config.eval.metric}",
+            f"without the user's {config.eval.seen} ones; {_chosen(config)}",
         ),
         (
             "devices",
@@ -120,17 +122,43 @@ def _tables(model: RetrievalModel) -> str:
     return f"tables {shown}" + (f" and {more} smaller" if more > 0 else "")
 
 
+def _chosen(config: Config) -> str:
+    if config.split.fit == "train_and_valid":
+        return "the last step, trained on the validation data too"
+    return f"chosen by valid/{config.eval.metric}"
+
+
 def _loss(experiment: Experiment) -> str:
-    config, loss = experiment.config, experiment.config.loss
-    against = {
-        "full": "every item that training knows",
-        "in_batch": f"the batch's {config.train.batch_size:,} items",
-    }
-    candidates = against.get(loss.candidates, f"{loss.num_sampled:,} {loss.candidates} draws")
+    loss = experiment.config.loss
+    name = _LOSSES[loss.name]
     if loss.candidates == "full":
-        return f"softmax cross-entropy against {candidates}"
+        return f"{name} against every item that training knows"
+    parts = loss.mixed if loss.candidates == "mixed" else (loss.candidates,)
+    against = " and ".join(_candidates(experiment.config, part) for part in parts)
     corrected = "corrected by logQ" if loss.correct_logq else "without logQ (biased)"
-    return f"softmax cross-entropy against {candidates}, {corrected}"
+    if loss.frequency == "streaming":
+        corrected += ", frequencies estimated on the way"
+    return f"{name} against {against}, {corrected}"
+
+
+_LOSSES = {
+    "softmax": "softmax cross-entropy",
+    "bpr": "pairwise (BPR) loss",
+    "bce": "binary cross-entropy",
+    "ccl": "cosine-contrastive (SimpleX) loss",
+    "bsl": "bilateral softmax loss",
+}
+
+
+def _candidates(config: Config, source: str) -> str:
+    loss, batch = config.loss, f"the batch's {config.train.batch_size:,} items"
+    known = {
+        "in_batch": batch,
+        "memory": f"{batch} and {loss.memory:,} of earlier batches",
+        "explicit": "negatives of each example's own",
+        "hard": f"the hardest {loss.hard_negatives:,} of {loss.num_sampled:,} draws",
+    }
+    return known.get(source, f"{loss.num_sampled:,} {source} draws")
 
 
 def _notes(experiment: Experiment) -> list[str]:
@@ -146,6 +174,11 @@ def _notes(experiment: Experiment) -> list[str]:
             f"the data brings a split of its own, which split.name={config.split.name} does not "
             "use; split.name=predefined does"
         )
+    loss = config.loss
+    if loss.candidates != "full":
+        biased = why_biased(loss.candidates, loss.mixed, loss.explicit_weight)
+        if biased:
+            notes.append(f"the estimator of the gradient is biased: {biased}")
     queries = experiment.queries("test")
     seen = int(queries.seen_targets(config.eval.seen).sum())
     if seen:

@@ -62,6 +62,14 @@ def slices_table(
     return table
 
 
+def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows that all have the keys of the first, as a Markdown table under these names."""
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names)]
+    lines += [[_text(row[name]) for name in names] for row in rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
 def table_text(table: rich.table.Table) -> str:
     """The table as plain text without escape codes, as wide as it needs to be."""
     console = rich.console.Console(file=io.StringIO(), width=1000, color_system=None)
@@ -85,6 +93,10 @@ def _cell(value: float | None, interval: tuple[float, float] | None = None) -> s
         return "-"
     text = _number(value)
     return text if interval is None else f"{text} ± {_number((interval[1] - interval[0]) / 2)}"
+
+
+def _text(value: object) -> str:
+    return _cell(value) if isinstance(value, float) else str(value)
 
 
 def _number(value: float) -> str:

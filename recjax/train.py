@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -18,6 +19,7 @@ from jaxtyping import Array
 from recjax.checkpoint import Checkpointer
 from recjax.config import Config, check_resume, config_from_json, config_to_json
 from recjax.data.loader import make_batches
+from recjax.diagnostics import EstimatorError
 from recjax.errors import CheckpointError, DivergenceError
 from recjax.experiment import Experiment
 from recjax.files import write_file
@@ -153,7 +155,8 @@ class _Loop:
         self._best = _Best()
         self._console = rich.console.Console(quiet=True) if quiet else None
         self._pending: collections.deque[tuple[int, dict[str, Array]]] = collections.deque()
-        self._loss = float("nan")
+        self._loss = self._logit_scale = float("nan")
+        self._validates = config.split.fit == "train"
         self._seconds, self._logged = time.perf_counter(), 0
 
     def run(self, should_stop: Callable[[], bool]) -> int | None:
@@ -237,15 +240,23 @@ class _Loop:
 
     def _at(self, step: int, state: TrainState) -> None:
         """What is due after a step."""
-        validates = step % self._eval_every == 0 or step == self._total
+        is_last = step == self._total
+        validates = is_last or step % self._eval_every == 0
         saves = step % self._save_every == 0
+        every = self._config.diagnostics.every
+        if every and step % every == 0:
+            self._diagnose(step, state)
         if not validates and not saves:
             return
         self._settle(0)
         if not _all_finite((state.params, state.tables)):
             raise self._diverged(f"parameters became NaN or infinite at step {step}")
-        improved = validates and self._validate(step, state)
-        is_last = step == self._total or self._is_stale()
+        if self._validates:
+            improved = validates and self._validate(step, state)
+        else:  # nothing is held out to choose by: the last state is the model
+            improved = is_last
+            self._best = _Best(step=step) if is_last else self._best
+        is_last = is_last or self._is_stale()
         if is_last and self._logged != step:
             self._log(step)
         if improved:
@@ -258,6 +269,7 @@ class _Loop:
         while len(self._pending) > in_flight:
             step, metrics = self._pending.popleft()
             self._loss = float(metrics["loss"])
+            self._logit_scale = float(metrics["logit_scale"])
             if int(metrics["bad_step"]) >= 0:
                 raise self._diverged(f"the loss became NaN or infinite at step {step}")
             self._progress.update(step, loss=self._loss)
@@ -265,11 +277,36 @@ class _Loop:
                 self._log(step)
 
     def _log(self, step: int) -> None:
-        self._writer.write(step, {"train/loss": self._loss})
+        record = {"train/loss": self._loss, "train/logit_scale": self._logit_scale}
+        if self._logit_scale > 0:
+            record["train/effective_temperature"] = 1.0 / self._logit_scale
+        self._writer.write(step, record)
         now = time.perf_counter()
         rate = (step - self._logged) * self._config.train.batch_size / (now - self._seconds)
         self._writer.write_timings(step, {"train/examples_per_second": rate})
         self._seconds, self._logged = now, step
+
+    def _diagnose(self, step: int, state: TrainState) -> None:
+        """Writes how far the estimator's gradient is from the exact one."""
+        began = time.perf_counter()
+        found = self._estimator_error(variables_of(state), state.source, step)
+        self._writer.write(step, {f"diagnostics/{name}": value for name, value in found.items()})
+        took = time.perf_counter() - began
+        self._writer.write_timings(step, {"diagnostics/seconds": took})
+        self._seconds += took
+
+    @functools.cached_property
+    def _estimator_error(self) -> EstimatorError:
+        experiment, config = self._experiment, self._config
+        return EstimatorError(
+            experiment.step.objective,
+            experiment.examples,
+            experiment.arrays,
+            batch_size=config.train.batch_size,
+            queries=config.diagnostics.queries,
+            draws=config.diagnostics.draws,
+            seed=config.seed,
+        )
 
     def _validate(self, step: int, state: TrainState) -> bool:
         """Whether the state is the best so far."""

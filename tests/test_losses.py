@@ -1,84 +1,160 @@
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
 
 from recjax.candidates import Candidates, make_source
-from recjax.losses import sampled_softmax, softmax
+from recjax.errors import ConfigError
+from recjax.losses import make_loss, sampled_softmax
+
+BATCH, ITEMS, DIM = 8, 13, 5
+COUNT = ITEMS
+BY_ROW = ("query", "own", "own_bias", "ids", "y", "own_log_q", "weight")
+SETTINGS = {
+    "softmax": {},
+    "smoothed": {"label_smoothing": 0.1, "num_items": ITEMS},
+    "bpr": {},
+    "bce": {"negative_weight": 2.5},
+    "ccl": {"negative_weight": 2.5, "margin": -0.3},
+    "bsl": {"positive_scale": 0.6},
+}
+every_loss = pytest.mark.parametrize("name", SETTINGS)
 
 
-def problem(seed=0, batch=7, items=13, dim=5, labels=3, count=9):
-    """A batch against candidates among which are duplicates, hits and one that is none."""
-    rng = np.random.default_rng(seed)
-    label = np.stack([rng.permutation(items)[:labels] for _ in range(batch)]).astype(np.int32)
-    y = rng.random((batch, labels))
+@functools.cache
+def loss_named(name):
+    return make_loss("softmax" if name == "smoothed" else name, **SETTINGS[name])
+
+
+def problem(labels=3, negatives=2) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Own items, padding among them, and candidates: a duplicate, two hits, one that is none."""
+    rng = np.random.default_rng(0)
+    own = labels + negatives
+    ids = np.stack([rng.permutation(ITEMS)[:own] for _ in range(BATCH)]).astype(np.int32)
+    y = np.where(np.arange(own) < labels, rng.random((BATCH, own)) + 0.1, 0)
     if labels > 1:
-        label[::2, -1], y[::2, -1] = -1, 0
-    y = (y / y.sum(1, keepdims=True)).astype(np.float32)
-    ids = rng.integers(0, items, size=count).astype(np.int32)
-    ids[0], ids[1] = ids[2], label[0, 0]
-    log_q = rng.normal(size=count).astype(np.float32)
-    ids[-1], log_q[-1] = -1, np.inf
-    weight = np.where(np.arange(batch) == 2, 0, rng.random(batch) + 0.5).astype(np.float32)
+        ids[::2, labels - 1] = ids[1::2, own - 1] = -1
+    y = np.where(ids < 0, 0, y)
+    ids_C = rng.integers(0, ITEMS, size=COUNT).astype(np.int32)
+    ids_C[:4] = ids_C[4], ids_C[5], ids[0, 0], max(ids[0, own - 1], 0)
+    log_q = rng.normal(size=COUNT).astype(np.float32)
+    ids_C[-1], log_q[-1] = -1, np.inf
     shapes = {
-        "query": (batch, dim),
-        "positive": (batch, labels, dim),
-        "candidate": (count, dim),
-        "positive_bias": (batch, labels),
-        "candidate_bias": (count,),
+        "query": (BATCH, DIM),
+        "own": (BATCH, own, DIM),
+        "candidate": (COUNT, DIM),
+        "own_bias": (BATCH, own),
+        "candidate_bias": (COUNT,),
+        "scale": (),
     }
-    floats = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    return floats, label, y, ids, log_q, weight
+    inputs = {
+        name: np.asarray(rng.normal(size=shape), np.float32) for name, shape in shapes.items()
+    }
+    rest = {
+        "ids": ids,
+        "y": (y / y.sum(1, keepdims=True)).astype(np.float32),
+        "own_log_q": np.where(y > 0, 0, rng.normal(size=y.shape)).astype(np.float32),
+        "ids_C": ids_C,
+        "log_q": log_q,
+        "weight": np.where(np.arange(BATCH) == 2, 0, rng.random(BATCH) + 0.5).astype(np.float32),
+    }
+    return inputs | {"scale": np.float32(1.7)}, rest
 
 
-def reference(floats, label, y, ids, log_q, weight, scale):
-    """Loss per example and the gradients of the weighted sum, in float64."""
-    query, positive, candidate, positive_bias, candidate_bias = (
-        x.astype(np.float64) for x in floats.values()
+def sampled(name, inputs, rest, **kwargs):
+    return loss_named(name).sampled(
+        inputs["query"],
+        inputs["own"],
+        inputs["candidate"],
+        rest["ids"],
+        rest["y"],
+        Candidates(rest["ids_C"], rest["log_q"]),
+        rest["weight"],
+        scale=inputs["scale"],
+        own_bias_BxP=inputs["own_bias"],
+        candidate_bias_C=inputs["candidate_bias"],
+        own_log_q_BxP=rest["own_log_q"],
+        tile=3,
+        **kwargs,
     )
-    dot_p = np.einsum("bd,bpd->bp", query, positive)
-    dot_c = query @ candidate.T
-    score = scale * dot_p + positive_bias
-    logit_p = np.where(label >= 0, score, -np.inf)
-    is_hit = (ids[None, None, :] == label[:, :, None]).any(1)
-    logit_c = np.where(is_hit, -np.inf, scale * dot_c + candidate_bias - log_q.astype(np.float64))
-    z = np.exp(logit_p).sum(1) + np.exp(logit_c).sum(1)
-    loss = np.log(z) - (y * score).sum(1)
-    d_p = weight[:, None] * (np.exp(logit_p) / z[:, None] - y)
-    d_c = weight[:, None] * np.exp(logit_c) / z[:, None]
+
+
+@functools.cache
+def compiled(name):
+    return jax.jit(jax.value_and_grad(functools.partial(sampled, name), has_aux=True))
+
+
+def value_and_grads(name, inputs, rest):
+    """(weighted sum, loss of each example), and the gradient of the sum."""
+    return compiled(name)(*jax.tree.map(jnp.asarray, (inputs, rest)))
+
+
+def softplus(x):
+    return np.log1p(np.exp(x))
+
+
+def row_loss(name, s_own, s_all, ids, y, own_log_q, rest):
+    """The loss of one example in float64, of its scores."""
+    settings, y = SETTINGS[name], y.astype(np.float64)
+    is_label, is_negative = y > 0, (y == 0) & (ids >= 0)
+    kept = np.isfinite(rest["log_q"]) & ~np.isin(rest["ids_C"], ids[ids >= 0])
+    s = np.concatenate([s_own[is_negative], s_all[kept]])
+    w = np.exp(-np.concatenate([own_log_q[is_negative], rest["log_q"][kept]], dtype=np.float64))
+    v = w / w.sum()
+    y, s_p, log_q_p = y[is_label], s_own[is_label], own_log_q[is_label]
+    match name:
+        case "softmax" | "smoothed":
+            eps = settings.get("label_smoothing", 0)
+            z = np.exp(s_p - log_q_p).sum() + (w * np.exp(s)).sum()
+            mean = (s_p.sum() + (w * s).sum()) / ITEMS
+            return np.log(z) - (1 - eps) * (y * (s_p - log_q_p)).sum() - eps * mean
+        case "bpr":
+            return (y[:, None] * v * softplus(s - s_p[:, None])).sum()
+        case "bce":
+            negative = (v * softplus(s)).sum()
+            return (y * softplus(-s_p)).sum() + settings["negative_weight"] * negative
+        case "ccl":
+            negative = (v * np.maximum(0, s - settings["margin"])).sum()
+            return (y * (1 - s_p)).sum() + settings["negative_weight"] * negative
+        case "bsl":
+            r = settings["positive_scale"]
+            return np.log((v * np.exp(s)).sum()) - r * np.log((y * np.exp(s_p / r)).sum())
+
+
+def reference(name, inputs, rest):
+    """The loss of each example, and the gradients of the weighted sum, in float64."""
+    inputs = {key: x.astype(np.float64) for key, x in inputs.items()}
+    query, own, candidate, scale = (inputs[k] for k in ("query", "own", "candidate", "scale"))
+    dots = np.concatenate([np.einsum("bd,bpd->bp", query, own), query @ candidate.T], axis=1)
+    shared_bias = np.broadcast_to(inputs["candidate_bias"], (BATCH, COUNT))
+    scores = scale * dots + np.concatenate([inputs["own_bias"], shared_bias], axis=1)
+    num_own = own.shape[1]
+    losses, slopes = np.zeros(BATCH), np.zeros_like(scores)
+    for b in range(BATCH):
+        row = [rest[key][b] for key in ("ids", "y", "own_log_q")]
+
+        def loss(score, row=row):
+            return row_loss(name, score[:num_own], score[num_own:], *row, rest)
+
+        losses[b] = loss(scores[b])
+        steps = 1e-6 * np.eye(scores.shape[1])
+        slopes[b] = [(loss(scores[b] + d) - loss(scores[b] - d)) / 2e-6 for d in steps]
+    slopes *= rest["weight"].astype(np.float64)[:, None]
+    d_own, d_shared = slopes[:, :num_own], slopes[:, num_own:]
     grads = {
-        "query": scale * (d_c @ candidate + np.einsum("bp,bpd->bd", d_p, positive)),
-        "positive": scale * d_p[:, :, None] * query[:, None, :],
-        "candidate": scale * d_c.T @ query,
-        "positive_bias": d_p,
-        "candidate_bias": d_c.sum(0),
-        "scale": (d_p * dot_p).sum() + (d_c * dot_c).sum(),
+        "query": scale * (np.einsum("bp,bpd->bd", d_own, own) + d_shared @ candidate),
+        "own": scale * d_own[:, :, None] * query[:, None],
+        "candidate": scale * d_shared.T @ query,
+        "own_bias": d_own,
+        "candidate_bias": d_shared.sum(0),
+        "scale": (slopes * dots).sum(),
     }
-    return loss, grads
-
-
-def value_and_grads(floats, label, y, ids, log_q, weight, scale, **kwargs):
-    label, y, weight = (jnp.asarray(x) for x in (label, y, weight))
-    candidates = Candidates(jnp.asarray(ids), jnp.asarray(log_q))
-
-    def loss(arrays):
-        return sampled_softmax(
-            arrays["query"],
-            arrays["positive"],
-            arrays["candidate"],
-            label,
-            y,
-            candidates,
-            weight,
-            scale=arrays["scale"],
-            positive_bias_BxP=arrays["positive_bias"],
-            candidate_bias_C=arrays["candidate_bias"],
-            **kwargs,
-        )
-
-    arrays = {name: jnp.asarray(x) for name, x in floats.items()} | {"scale": jnp.float32(scale)}
-    (total, loss_B), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(arrays)
-    return total, loss_B, grads
+    return losses, grads
 
 
 def assert_close(got, expected, relative):
@@ -86,181 +162,250 @@ def assert_close(got, expected, relative):
     np.testing.assert_allclose(got, expected, rtol=0, atol=relative * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("labels, tile", [(1, 3), (3, 3), (3, 128)])
-def test_sampled_softmax_is_that_of_the_float64_reference(labels, tile):
-    case = problem(labels=labels)
-    total, loss, grads = value_and_grads(*case, 1.7, tile=tile)
-    expected, expected_grads = reference(*case, 1.7)
+def assert_is_reference(name, inputs, rest):
+    (total, loss), grads = value_and_grads(name, inputs, rest)
+    expected, expected_grads = reference(name, inputs, rest)
+    weighted = rest["weight"] * expected
+    np.testing.assert_allclose(total, weighted.sum(), rtol=0, atol=1e-6 * np.abs(weighted).sum())
     assert_close(loss, expected, 1e-6)
-    np.testing.assert_allclose(total, (case[-1] * expected).sum(), rtol=1e-6)
     assert grads.keys() == expected_grads.keys()
-    for name in grads:
-        assert_close(grads[name], expected_grads[name], 1e-5)
+    for key, grad in grads.items():
+        assert_close(grad, expected_grads[key], 1e-5)
 
 
-def test_without_correction_log_q_is_dropped_but_what_is_no_candidate_stays_out():
-    floats, label, y, ids, log_q, weight = problem()
-    _, loss, _ = value_and_grads(floats, label, y, ids, log_q, weight, 1.0, correct=False)
-    dropped = np.where(np.isinf(log_q), log_q, 0)
-    assert_close(loss, reference(floats, label, y, ids, dropped, weight, 1.0)[0], 1e-6)
+@every_loss
+def test_a_loss_and_its_gradients_are_those_of_the_float64_reference(name):
+    assert_is_reference(name, *problem())
+
+
+@pytest.mark.parametrize("name", ["softmax", "bpr"])
+def test_one_label_alone(name):
+    assert_is_reference(name, *problem(1, 0))
 
 
 def test_the_positive_can_be_corrected_too():
-    floats, label, y, ids, log_q, weight = problem()
-    positive_log_q = np.linspace(-1, 1, label.size, dtype=np.float32).reshape(label.shape)
-    case = label, y, ids, log_q, weight, 1.0
-    _, loss, _ = value_and_grads(floats, *case, positive_log_q_BxP=jnp.asarray(positive_log_q))
-    moved = floats | {"positive_bias": floats["positive_bias"] - positive_log_q}
-    assert_close(loss, reference(moved, *case)[0], 1e-6)
+    inputs, rest = problem()
+    log_q = np.linspace(-1, 1, rest["ids"].size, dtype=np.float32).reshape(rest["ids"].shape)
+    assert_is_reference("softmax", inputs, rest | {"own_log_q": log_q})
 
 
-@pytest.mark.parametrize("labels", [1, 3])
-def test_the_whole_corpus_as_candidates_is_the_exact_softmax(labels):
-    floats, label, y, _, _, weight = problem(labels=labels)
-    item = jax.random.normal(jax.random.key(0), (13, 5))
-    label, y, weight = (jnp.asarray(x) for x in (label, y, weight))
-    everything = Candidates(jnp.arange(13), jnp.zeros(13))
-
-    def sampled(query, item):
-        positive = item[jnp.maximum(label, 0)]
-        return sampled_softmax(query, positive, item, label, y, everything, weight)
-
-    def exact(query, item):
-        return softmax(query, item, label, y, weight)
-
-    results = [
-        jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(jnp.asarray(floats["query"]), item)
-        for loss in (sampled, exact)
-    ]
-    for got, expected in zip(*map(jax.tree.leaves, results), strict=True):
-        assert_close(got, expected, 1e-6)
+def test_without_correction_log_q_is_dropped_but_what_is_no_candidate_stays_out():
+    inputs, rest = jax.tree.map(jnp.asarray, problem())
+    dropped = rest | {"log_q": jnp.where(jnp.isinf(rest["log_q"]), jnp.inf, 0.0)}
+    _, loss = jax.jit(functools.partial(sampled, "bce", correct=False))(inputs, rest)
+    expected, _ = reference("bce", *jax.tree.map(np.asarray, (inputs, dropped)))
+    assert_close(loss, expected, 1e-6)
 
 
-def test_padding_of_labels_candidates_and_examples_changes_nothing():
-    floats, label, y, ids, log_q, weight = problem()
-    total, loss, grads = value_and_grads(floats, label, y, ids, log_q, weight, 1.0, tile=4)
-    extra = {
-        name: np.pad(x, [(0, 2)] + [(0, 0)] * (x.ndim - 1), constant_values=3)
-        for name, x in floats.items()
+def corpus_problem(labels, negatives=0):
+    """Every item once as a candidate."""
+    inputs, rest = problem(labels, negatives)
+    rest["ids"][rest["y"] == 0] = -1
+    row = np.maximum(rest["ids"], 0)
+    inputs["own"], inputs["own_bias"] = inputs["candidate"][row], inputs["candidate_bias"][row]
+    rest |= {"ids_C": np.arange(ITEMS, dtype=np.int32), "log_q": np.zeros(ITEMS, np.float32)}
+    return inputs, rest | {"own_log_q": np.zeros_like(rest["own_log_q"])}
+
+
+@functools.cache
+def compiled_full(name):
+    def full(inputs, rest):
+        return loss_named(name).full(
+            inputs["query"],
+            inputs["candidate"],
+            rest["ids"],
+            rest["y"],
+            rest["weight"],
+            bias_N=inputs["candidate_bias"],
+            mask_N=jnp.ones(ITEMS, bool),
+            scale=inputs["scale"],
+        )
+
+    return jax.jit(jax.value_and_grad(full, has_aux=True))
+
+
+def full_value_and_grads(name, inputs, rest):
+    return compiled_full(name)(*jax.tree.map(jnp.asarray, (inputs, rest)))
+
+
+@pytest.mark.parametrize(
+    "name, shape", [*((name, (3, 2)) for name in SETTINGS), ("softmax", (1,)), ("bpr", (1,))]
+)
+def test_the_whole_corpus_as_candidates_is_the_full_loss(name, shape):
+    inputs, rest = corpus_problem(*shape)
+    (total, loss), grads = value_and_grads(name, inputs, rest)
+    (full_total, full_loss), full_grads = full_value_and_grads(name, inputs, rest)
+    np.testing.assert_allclose(total, full_total, rtol=1e-6)
+    assert_close(loss, full_loss, 1e-6)
+    grads = jax.tree.map(np.array, grads)
+    own_rows = np.maximum(rest["ids"], 0)
+    np.add.at(grads["candidate"], own_rows, grads["own"])
+    np.add.at(grads["candidate_bias"], own_rows, grads["own_bias"])
+    for key in ("query", "candidate", "candidate_bias", "scale"):
+        assert_close(grads[key], full_grads[key], 1e-6)
+
+
+@every_loss
+def test_with_all_scores_0_a_loss_has_its_theoretical_value(name):
+    inputs, rest = problem()
+    is_own = (rest["ids"][:, :, None] == rest["ids_C"]).any(1)
+    w_own = np.where(rest["ids"] < 0, 0, np.exp(-rest["own_log_q"].astype(np.float64)))
+    w_shared = np.where(is_own, 0, np.exp(-rest["log_q"].astype(np.float64)))
+    expected = {
+        "softmax": np.log(w_own.sum(1) + w_shared.sum(1)),
+        "bpr": np.log(2),
+        "bce": np.log(2) * (1 + 2.5),
+        "ccl": 1 + 2.5 * 0.3,
+        "bsl": 0.0,
     }
-    wide = {"positive": (0, 0, 0), "positive_bias": (0, 0)}
-    for name, (_, before, *rest) in wide.items():
-        pad = [(0, 0), (before, 1), *[(0, 0) for _ in rest]]
-        extra[name] = np.pad(extra[name], pad, constant_values=5)
-    total2, loss2, grads2 = value_and_grads(
-        extra,
-        np.pad(label, ((0, 2), (0, 1)), constant_values=-1),
-        np.pad(y, ((0, 2), (0, 1))),
-        np.pad(ids, (0, 2), constant_values=4),
-        np.pad(log_q, (0, 2), constant_values=np.inf),
-        np.pad(weight, (0, 2)),
-        1.0,
-        tile=4,
+    expected["smoothed"] = expected["softmax"]
+    (_, loss), _ = value_and_grads(name, jax.tree.map(np.zeros_like, inputs), rest)
+    np.testing.assert_allclose(loss, np.broadcast_to(expected[name], BATCH), rtol=3e-7)
+    inputs, rest = corpus_problem(3, 2)
+    (_, loss), _ = full_value_and_grads(name, jax.tree.map(np.zeros_like, inputs), rest)
+    expected |= {"softmax": np.log(ITEMS), "smoothed": np.log(ITEMS)}
+    np.testing.assert_allclose(loss, np.full(BATCH, expected[name]), rtol=3e-7)
+
+
+def take_rows(inputs, rest, rows):
+    return tuple(
+        {name: x[rows] if name in BY_ROW else x for name, x in part.items()}
+        for part in (inputs, rest)
     )
-    np.testing.assert_allclose(total2, total, rtol=1e-6)
-    assert_close(loss2[:7], loss, 1e-6)
-    for name, grad in grads.items():
-        whole = grads2[name]
-        kept = tuple(slice(0, size) for size in grad.shape)
-        assert_close(whole[kept], grad, 1e-6)
-        assert_close(jnp.abs(whole).sum(), jnp.abs(grad).sum(), 1e-6)
 
 
-def test_an_example_of_padding_alone_gives_no_nan():
-    floats, label, y, ids, _, weight = problem()
-    empty = np.full_like(label, -1), np.zeros_like(y)
-    total, _, grads = value_and_grads(
-        floats, *empty, ids, np.full(9, np.inf, np.float32), np.zeros_like(weight), 1.0
+@every_loss
+def test_permuting_the_batch_changes_nothing(name):
+    case = problem()
+    order = np.random.default_rng(2).permutation(BATCH)
+    (total, loss), _ = value_and_grads(name, *case)
+    (permuted_total, permuted), _ = value_and_grads(name, *take_rows(*case, order))
+    np.testing.assert_allclose(permuted_total, total, rtol=1e-6)
+    np.testing.assert_allclose(permuted, loss[order], rtol=1e-6)
+
+
+@every_loss
+def test_a_batch_is_the_sum_of_its_parts_each_padded(name):
+    inputs, rest = problem()
+    whole = value_and_grads(name, inputs, rest)
+    totals, losses, sums = [], [], []
+    for rows in (np.arange(5), np.arange(5, 8)):
+        part, part_rest = take_rows(inputs, rest, np.resize(rows, BATCH))
+        is_padding = np.arange(BATCH) >= len(rows)
+        for key, filler in {"ids": -1, "y": 0, "weight": 0}.items():
+            part_rest[key][is_padding] = filler
+        part["query"][is_padding] = 7
+        (total, loss), grads = value_and_grads(name, part, part_rest)
+        assert not any(grads[key][len(rows) :].any() for key in ("query", "own", "own_bias"))
+        totals.append(total)
+        losses.append(loss[: len(rows)])
+        sums.append({key: grads[key] for key in ("candidate", "candidate_bias", "scale")})
+    (total, loss), grads = whole
+    np.testing.assert_allclose(sum(totals), total, rtol=1e-6)
+    np.testing.assert_allclose(np.concatenate(losses), loss, rtol=1e-6)
+    for key in sums[0]:
+        assert_close(sums[0][key] + sums[1][key], grads[key], 1e-6)
+
+
+@every_loss
+def test_eight_devices_give_what_one_gives(name):
+    case = problem()
+    (total, loss), _ = value_and_grads(name, *case)
+    specs = [{key: P("data") if key in BY_ROW else P() for key in part} for part in case]
+
+    def one_device(inputs, rest):
+        total, loss_B = sampled(name, inputs, rest)
+        return jax.lax.psum(total, "data"), loss_B
+
+    mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Auto,))
+    run = jax.shard_map(
+        one_device, mesh=mesh, in_specs=tuple(specs), out_specs=(P(), P("data")), check_vma=False
     )
-    assert total == 0 and all(not grad.any() for grad in grads.values())
+    got_total, got = jax.jit(run)(*jax.tree.map(jnp.asarray, case))
+    np.testing.assert_allclose(got_total, total, rtol=1e-6)
+    np.testing.assert_allclose(got, loss, rtol=1e-6)
 
 
-ITEMS = 30
-FREQUENCY = 1 / np.arange(1.0, ITEMS + 1)
+@every_loss
+def test_no_nan_where_there_is_nothing_or_the_scores_are_huge(name):
+    inputs, rest = problem()
+    none = rest | {"log_q": np.full(COUNT, np.inf, np.float32)}
+    empty = none | {"ids": np.full_like(rest["ids"], -1), "y": np.zeros_like(rest["y"])}
+    (total, loss), grads = value_and_grads(name, inputs, empty)
+    assert total == 0 and not loss.any()
+    assert not any(grad.any() for grad in grads.values())
+    for case in (none, rest | {"scale": np.float32(1e4)}, empty | {"log_q": rest["log_q"]}):
+        scale = {"scale": case.pop("scale", inputs["scale"])}
+        results = value_and_grads(name, inputs | scale, case)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(results))
 
 
-def estimates(name, count, repeats, *, correct=True):
-    """Z and d loss / d query, (estimated [repeats], exact), of two examples with two labels."""
-    keys = jax.random.split(jax.random.key(1), 3)
-    query = jax.random.normal(keys[0], (2, 4))
-    item = jax.random.normal(keys[1], (ITEMS, 4))
-    label = jnp.asarray([[0, 20], [3, -1]], jnp.int32)
-    y = jnp.asarray([[0.25, 0.75], [1.0, 0.0]])
-    case = label, y, jnp.ones(2)
-    source = make_source(name, FREQUENCY, count=count, power=0.75)
-    target = jnp.sum(y * jnp.einsum("bd,bpd->bp", query, item[label]), axis=1)
+def test_bpr_with_many_labels_holds_no_more_than_some_tiles():
+    tile, labels, count = 64, 100, 2000
+    shapes = (tile, 4), (tile, labels, 4), (count, 4)
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
 
-    def estimated(key):
-        candidates = source.draw(key, *case, jnp.arange(2)).candidates
-        candidate, positive = item[candidates.ids_C], item[label]
+    def loss(query, own, candidate):
+        ids = jnp.arange(tile * labels, dtype=jnp.int32).reshape(tile, labels)
+        everything = Candidates(jnp.arange(count), jnp.zeros(count))
+        y = jnp.ones((tile, labels)) / labels
+        return make_loss("bpr").sampled(query, own, candidate, ids, y, everything, jnp.ones(tile))
 
-        def loss(query):
-            return sampled_softmax(
-                query, positive, candidate, label, y, candidates, case[2], correct=correct
-            )
-
-        grad, loss_B = jax.grad(loss, has_aux=True)(query)
-        return jnp.exp(loss_B + target), grad
-
-    grad, loss_B = jax.grad(lambda query: softmax(query, item, *case), has_aux=True)(query)
-    many = jax.jit(jax.vmap(estimated))(jax.random.split(keys[2], repeats))
-    return jax.tree.map(np.asarray, (many, (jnp.exp(loss_B + target), grad)))
+    grad = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))
+    memory = grad.lower(*arrays).compile().memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < 12 * tile * count * 4
 
 
-def errors(many, exact):
-    """Distance of the mean from the exact value, in standard errors."""
-    standard_error = many.std(0, ddof=1) / np.sqrt(len(many))
-    return np.abs(many.mean(0) - exact) / standard_error
+def test_a_full_loss_other_than_softmax_has_no_axis():
+    ones = jnp.ones((2, 1))
+    label = jnp.zeros((2, 1), jnp.int32)
+    with pytest.raises(ValueError, match="split over an axis \\('model'\\)"):
+        make_loss("bpr").full(ones, ones, label, ones, jnp.ones(2), axis="model")
 
 
-@pytest.mark.parametrize("name", ["uniform", "log_uniform", "unigram"])
-def test_the_estimate_of_z_is_unbiased_and_the_gradient_tends_to_the_exact_one(name):
-    (z, grad_few), (exact_z, exact_grad) = estimates(name, 4, 2000)
-    assert errors(z, exact_z).max() < 4
-    (_, grad_many), _ = estimates(name, 1024, 200)
-    assert errors(grad_many, exact_grad).max() < 4
-    few, many = (np.abs(grad - exact_grad).mean() for grad in (grad_few, grad_many))
-    assert many < few / 8  # 256 times as many candidates
+@pytest.mark.parametrize(
+    "kwargs, words",
+    [
+        ({"name": "bprr"}, "'bprr'.*mean 'bpr'"),
+        ({"name": "bsl", "positive_scale": 0.0}, "positive_scale must be more than 0, not 0"),
+        ({"name": "ccl", "margin": 2.0}, "margin.*-1 to 1, not 2"),
+        ({"name": "softmax", "margin": 0.5}, "margin=0.5 is for ccl; with softmax.* 0.0"),
+        ({"name": "bpr", "negative_weight": 2.0}, "is for bce and ccl"),
+        ({"name": "softmax", "label_smoothing": 0.1}, "num_items"),
+    ],
+)
+def test_what_cannot_be_a_loss_is_an_error(kwargs, words):
+    with pytest.raises(ConfigError, match=words):
+        make_loss(**kwargs)
 
 
-@pytest.mark.parametrize("name", ["log_uniform", "unigram"])
-def test_a_wrong_log_q_is_found_out(name):
-    (z, _), (exact_z, _) = estimates(name, 4, 2000, correct=False)
-    assert errors(z, exact_z).min() > 8
-    (_, grad), (_, exact_grad) = estimates(name, 1024, 200, correct=False)
-    assert errors(grad, exact_grad).max() > 8
-
-
-@pytest.mark.parametrize("labels", [1, 3])
-def test_in_batch_z_is_unbiased_over_batches(labels):
+def test_in_batch_z_is_unbiased_over_batches():
     """Batches of examples drawn from a population whose label mass is the frequency."""
     rng = np.random.default_rng(0)
-    population = np.stack([rng.permutation(8)[:labels] for _ in range(40)]).astype(np.int32)
+    population = np.stack([rng.permutation(8)[:3] for _ in range(40)]).astype(np.int32)
     y = rng.random(population.shape)
     y /= y.sum(1, keepdims=True)
     frequency = np.bincount(population.ravel(), weights=y.ravel(), minlength=8)
     source = make_source("in_batch", frequency)
     item = jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)
     query = jnp.asarray(rng.normal(size=(1, 4)), jnp.float32)
-    batch = 6
-    rows = rng.integers(0, 40, size=(4000, batch))
+    size = 6
+    rows = rng.integers(0, 40, size=(4000, size))
     rows[:, 0] = 0
 
     def z(key, label, y):
-        draw = source.draw(key, label, y, jnp.ones(batch), jnp.arange(batch))
-        positive = item[label]
-        _, loss_B = sampled_softmax(
-            jnp.broadcast_to(query, (batch, 4)),
-            positive,
-            item[draw.candidates.ids_C],
-            label,
-            y,
-            draw.candidates,
-            jnp.ones(batch),
-        )
-        return jnp.exp(loss_B[0] + jnp.sum(y[0] * (positive[0] @ query[0])))
+        batch = {"label": label, "label_weight": y}
+        batch |= {"weight": jnp.ones(size), "index": jnp.arange(size)}
+        own = source.draw({}, key, batch, 0)[0].own
+        assert own is not None
+        case = label, y, own, jnp.ones(size)
+        queries = jnp.broadcast_to(query, (size, 4))
+        _, loss_B = sampled_softmax(queries, item[label], item[own.ids_C], *case)
+        return jnp.exp(loss_B[0] + jnp.sum(y[0] * (item[label[0]] @ query[0])))
 
     keys = jax.random.split(jax.random.key(0), len(rows))
     many = jax.jit(jax.vmap(z))(keys, population[rows], y[rows].astype(np.float32))
     exact = np.exp(np.asarray(item @ query[0])).sum()
-    assert errors(np.asarray(many), exact) < 4
+    many = np.asarray(many)
+    assert np.abs(many.mean() - exact) < 4 * many.std(ddof=1) / np.sqrt(len(many))

@@ -15,7 +15,7 @@ ONE, EIGHT, SHARDED = (1, 1), (8, 1), (4, 2)  # (data, model) devices
 STEPS = range(5, 15)  # the epoch's last batch, which is padded, among them
 
 SAMPLED = {"loss__candidates": "uniform", "loss__num_sampled": 16, "tables__mode": "rows"}
-MULTI_HOT = {"examples__labels": "multi_hot", "examples__history": "profile"}
+MULTI_HOT = {"examples__labels": "multi_hot"}
 CASES = {
     "softmax": {"config": "softmax", "model__item__bias": True, "model__query__dropout": 0.3},
     "shared_head": {

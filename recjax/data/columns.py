@@ -54,6 +54,39 @@ def make_ids(series: pl.Series, source: str) -> pl.Series:
     return series
 
 
+def make_id_lists(series: pl.Series, source: str) -> tuple[np.ndarray, pl.Series]:
+    """Lists of ids: the row of each id (int64, from 0 and in order), and the ids as `make_ids`.
+
+    Text is split at `|`, and is of numbers if all of it is; blanks in a list are left out. A column
+    of whole numbers holds one a row.
+
+    Raises:
+      DataError: a type that cannot be an id.
+    """
+    dtype = series.dtype
+    if isinstance(dtype, pl.Array):
+        series = series.arr.to_list()
+    elif dtype in (pl.String, pl.Categorical, pl.Enum):
+        series = series.cast(pl.String).str.split("|")
+    elif not isinstance(dtype, pl.List):
+        series = series.reshape((-1, 1)).arr.to_list()
+    rows = np.repeat(np.arange(len(series)), series.list.len().fill_null(0).to_numpy())
+    flat = series.filter(series.list.len() > 0).explode()
+    if flat.dtype == pl.String:
+        flat = _blank_to_null(flat.str.strip_chars())
+        if flat.str.contains(r"^(0|-?[1-9]\d{0,17})$").all():
+            flat = flat.cast(pl.Int64)
+    there = flat.is_not_null()
+    if not there.any():
+        return rows[:0], pl.Series(series.name, [], pl.Int64)
+    if not (flat.dtype.is_integer() or flat.dtype in (pl.String, pl.Categorical, pl.Enum)):
+        raise DataError(
+            f"{source}, column {series.name!r}: each row lists ids, whole numbers or text (7|12), "
+            f"and these are {dtype}"
+        )
+    return rows[there.to_numpy()], make_ids(flat.filter(there), source)
+
+
 def make_time(series: pl.Series, source: str) -> np.ndarray:
     """Unix seconds, float64, from numbers, dates, or text that holds either.
 

@@ -3,15 +3,17 @@
 import dataclasses
 import functools
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from recjax.data.lists import ItemLists, take_lists
 from recjax.data.schema import Schema
 
 if TYPE_CHECKING:
-    from recjax.data.synthetic import World
+    from recjax.data.world import World
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +49,8 @@ class Bag:
 
     def take(self, rows: np.ndarray) -> "Bag":
         """The column at the given rows (integers or a mask)."""
-        rows = np.arange(len(self.offsets) - 1)[rows]
-        lengths = np.diff(self.offsets)[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-        return Bag(offsets, self.codes[np.repeat(self.offsets[rows], lengths) + within], self.vocab)
+        offsets, places = take_lists(self.offsets, rows)
+        return Bag(offsets, self.codes[places], self.vocab)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +108,7 @@ class Interactions:
       time: float64 [M], unix seconds, or None.
       columns: further columns (the context side of the schema).
       part: int8 [M], a predefined split (codes as in `split.py`), or None.
+      negatives: of each interaction, the items that were shown and not chosen, or None.
     """
 
     user: np.ndarray
@@ -117,6 +117,7 @@ class Interactions:
     time: np.ndarray | None = None
     columns: Mapping[str, Column] = dataclasses.field(default_factory=dict)
     part: np.ndarray | None = None
+    negatives: ItemLists | None = None
 
     @property
     def size(self) -> int:
@@ -138,6 +139,7 @@ class Interactions:
         time: np.ndarray | None = None,
         columns: Mapping[str, Column] | None = None,
         part: np.ndarray | None = None,
+        negatives: ItemLists | None = None,
     ) -> "Interactions":
         """Sorts rows given in the order of the source; ties in time keep that order."""
         order = np.argsort(user, kind="stable") if time is None else np.lexsort((time, user))
@@ -148,6 +150,7 @@ class Interactions:
             time=None if time is None else time[order].astype(np.float64),
             columns={name: column.take(order) for name, column in (columns or {}).items()},
             part=None if part is None else part[order].astype(np.int8),
+            negatives=None if negatives is None else negatives.take(order),
         )
 
     def select(self, mask_M: np.ndarray) -> "Interactions":
@@ -160,6 +163,7 @@ class Interactions:
             time=None if self.time is None else self.time[mask_M],
             columns={name: column.take(mask_M) for name, column in self.columns.items()},
             part=None if self.part is None else self.part[mask_M],
+            negatives=None if self.negatives is None else self.negatives.take(mask_M),
         )
 
 
@@ -188,13 +192,18 @@ class Dataset:
     @functools.cached_property
     def hash(self) -> str:
         """16 hex digits over every id, column and interaction: equal data, equal hash."""
-        digest = hashlib.sha256(self.schema.to_json().encode())
+        record = dataclasses.asdict(self.schema)
+        if self.schema.negatives is None:  # counts where it is set: the hash of other data stays
+            del record["negatives"]
+        digest = hashlib.sha256((json.dumps(record, indent=2) + "\n").encode())
         inter = self.interactions
         arrays = [self.users.ids, self.items.ids, inter.user, inter.item, inter.time, inter.part]
         for columns in (self.users.columns, self.items.columns, inter.columns):
             for name in sorted(columns):
                 digest.update(name.encode())
                 arrays.extend(vars(columns[name]).values())
+        if inter.negatives is not None:
+            arrays.extend((inter.negatives.offsets, inter.negatives.items))
         for array in arrays:
             if array is not None:
                 digest.update(f"{array.dtype.kind}{array.shape}".encode())
@@ -220,7 +229,7 @@ class Dataset:
           items: one row per item, or None.
           schema: kinds and names of the columns; inferred where None.
           name: what the data set is called.
-          unknown_items: `error` or `drop`, for interactions whose item is not in `items`.
+          unknown_items: `error` or `drop`, for interactions and negatives that are not in `items`.
 
         Raises:
           DataError: naming the frame, row and column that is wrong.

@@ -9,17 +9,19 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float64, Int, Int32
+from jaxtyping import Float64, Int
 
 from recjax.data.context import WATCH_TIME, ContextReader, check_context
 from recjax.data.dataset import Dataset, Interactions
 from recjax.data.hashing import random_bits, to_uniform
 from recjax.data.history import Histories, distinct_rows, drop_items
+from recjax.data.lists import ItemLists
+from recjax.data.negatives import NegativeReader
 from recjax.data.split import TRAIN, Split
 from recjax.errors import ConfigError, DataError
 
 HISTORY_OF = {"next_item": "past", "multi_hot": "profile"}
-_DROPOUT, _LABELS = range(2)  # streams of random bits
+_DROPOUT, _LABELS = range(2)  # streams of random bits, beside that of negatives.py
 
 
 class TrainExamples(abc.ABC):
@@ -38,7 +40,16 @@ class TrainExamples(abc.ABC):
     @property
     @abc.abstractmethod
     def label_frequency_N(self) -> np.ndarray:
-        """Share of the label mass of an epoch that falls on each item: float64, sums to 1."""
+        """How often a label of a row, drawn by its weight, is each item: float64 [N], sums to 1.
+
+        The expected shares of an epoch. The weights of examples have no part in it: they scale
+        losses, and a row's labels come into a batch as often whatever the row weighs.
+        """
+
+    @property
+    @abc.abstractmethod
+    def negatives_per_example(self) -> int:
+        """E: the width of a batch's negatives; 0 where they were not asked for."""
 
     @abc.abstractmethod
     def batch(
@@ -48,14 +59,15 @@ class TrainExamples(abc.ABC):
 
         Args:
           indices_B: positions in 0..size-1.
-          seed: of what is random in an example: dropped history, labels left out.
+          seed: of what is random in an example: dropped history, labels and negatives left out.
           epoch: as `seed`; each epoch draws afresh.
 
         Returns:
           `user` int32 [B]; `history` int32 [B, L], the oldest first, -1 on the left; `context/*`
           float32 [B], NaN where missing; `label` int32 [B, P], -1 where `label_weight` float32
-          [B, P] is 0 (its rows sum to 1); `weight` float32 [B], 1; `index` int32 [B], the
-          position in the batch.
+          [B, P] is 0 (its rows sum to 1); `weight` float32 [B]; `index` int32 [B], the position in
+          the batch; where asked for, `negative` int32 [B, E], distinct in a row and none of its
+          labels, -1 on the right.
         """
 
     @abc.abstractmethod
@@ -73,6 +85,7 @@ class NextItemExamples(TrainExamples):
       position_E: int64, the example's place among the training interactions.
       histories: of the training interactions.
       context: reads the context features.
+      negatives: reads those of the interaction.
     """
 
     train: Interactions
@@ -80,6 +93,7 @@ class NextItemExamples(TrainExamples):
     position_E: np.ndarray
     histories: Histories
     context: ContextReader
+    negatives: NegativeReader
 
     @property
     def size(self) -> int:
@@ -97,6 +111,11 @@ class NextItemExamples(TrainExamples):
         labels_E = self.train.item[self.position_E]
         return np.bincount(labels_E, minlength=self.num_items) / self.size
 
+    @property
+    def negatives_per_example(self) -> int:
+        """E: `max_negatives`, or the most of any interaction if that is less."""
+        return self.negatives.width
+
     def batch(
         self, indices_B: Int[np.ndarray, "B"], *, seed: int, epoch: int
     ) -> dict[str, np.ndarray]:
@@ -109,8 +128,10 @@ class NextItemExamples(TrainExamples):
             assert self.train.time is not None
             time_B = self.train.time[position_B]
             batch |= self.context.read(indices_B, time_B, start_B, position_B)
+        batch |= self.negatives.read(position_B, indices_B, seed=seed, epoch=epoch)
         label_BxP = self.train.item[position_B][:, None]
-        return batch | _labelled(label_BxP, np.ones(label_BxP.shape, np.float32))
+        label_weight_BxP = np.ones(label_BxP.shape, np.float32)
+        return batch | _labelled(label_BxP, label_weight_BxP, np.ones(len(indices_B), np.float32))
 
     def describe(self) -> str:
         """One line for people."""
@@ -119,6 +140,7 @@ class NextItemExamples(TrainExamples):
             f"{self.size:,} next_item examples of {users:,} users, "
             f"past of up to {self.histories.windows.shape[1]}, "
             f"context {', '.join(self.context.names) or 'none'}"
+            f"{_describe(self.negatives)}"
         )
 
 
@@ -135,6 +157,8 @@ class MultiHotExamples(TrainExamples):
       histories: of the training interactions.
       history_dropout: chance that an item is left out of the history in an epoch.
       max_labels: users with more distinct items get so many of them, others every epoch.
+      weight_power: an example weighs (number of its distinct items) ** weight_power.
+      negatives: reads those of all the user's training interactions.
     """
 
     train: Interactions
@@ -143,6 +167,8 @@ class MultiHotExamples(TrainExamples):
     histories: Histories
     history_dropout: float
     max_labels: int
+    weight_power: float
+    negatives: NegativeReader
 
     @property
     def size(self) -> int:
@@ -161,6 +187,11 @@ class MultiHotExamples(TrainExamples):
         mass_N = np.bincount(self.train.item, weights=share_M, minlength=self.num_items)
         return mass_N / mass_N.sum()
 
+    @property
+    def negatives_per_example(self) -> int:
+        """E: `max_negatives`, or the most of any user if that is less."""
+        return self.negatives.width
+
     def batch(
         self, indices_B: Int[np.ndarray, "B"], *, seed: int, epoch: int
     ) -> dict[str, np.ndarray]:
@@ -172,19 +203,16 @@ class MultiHotExamples(TrainExamples):
             from_end_L = np.arange(history_BxL.shape[1], 0, -1)
             bits_BxL = random_bits(seed, epoch, _DROPOUT, indices_B[:, None], from_end_L[None, :])
             history_BxL = drop_items(history_BxL, to_uniform(bits_BxL), self.history_dropout)
-        count_B = (end_B - start_B)[:, None]
-        slot_BxP = np.tile(np.arange(self.labels_per_example), (len(user_B), 1))
-        over = np.flatnonzero(count_B[:, 0] > slot_BxP.shape[1])
-        if over.size:
-            slot_BxP[over] = _draw_slots(
-                indices_B[over], count_B[over, 0], slot_BxP.shape[1], seed=seed, epoch=epoch
-            )
-        there_BxP = slot_BxP < count_B
-        label_BxP = self.train.item.take(start_B[:, None] + slot_BxP, mode="clip")
-        weight_BxP = there_BxP / np.minimum(count_B, slot_BxP.shape[1])
-        return {"user": user_B, "history": history_BxL} | _labelled(
-            np.where(there_BxP, label_BxP, np.int32(-1)), weight_BxP.astype(np.float32)
+        label_BxP = ItemLists(self.train.offsets, self.train.item).draw(
+            user_B, self.labels_per_example, indices_B, stream=_LABELS, seed=seed, epoch=epoch
         )
+        count_B = (end_B - start_B).astype(np.float64)
+        share_B = 1.0 / np.minimum(count_B, self.labels_per_example)
+        label_weight_BxP = ((label_BxP >= 0) * share_B[:, None]).astype(np.float32)
+        weight_B = (count_B**self.weight_power).astype(np.float32)
+        negative = self.negatives.read(user_B, indices_B, seed=seed, epoch=epoch)
+        labelled = _labelled(label_BxP, label_weight_BxP, weight_B)
+        return {"user": user_B, "history": history_BxL} | negative | labelled
 
     def describe(self) -> str:
         """One line for people."""
@@ -193,6 +221,7 @@ class MultiHotExamples(TrainExamples):
             f"distinct items each, up to {self.labels_per_example} of them labels, "
             f"profile of up to {self.histories.windows.shape[1]}, "
             f"{self.history_dropout:.0%} of it dropped"
+            f"{_describe(self.negatives)}"
         )
 
 
@@ -207,6 +236,9 @@ def make_train_examples(
     history_dropout: float = 0.0,
     context: Sequence[str] = (),
     min_history: int = 1,
+    weight_power: float = 0.0,
+    negatives: bool = False,
+    max_negatives: int = 16,
 ) -> NextItemExamples | MultiHotExamples:
     """Training examples of the interactions that the split trains on.
 
@@ -220,10 +252,14 @@ def make_train_examples(
       history_dropout: multi_hot: chance that an item is left out of the history.
       context: next_item: names of context features (see `available_context`).
       min_history: next_item: the earlier training interactions that an example needs.
+      weight_power: multi_hot: an example weighs (number of its distinct items) ** weight_power.
+      negatives: whether examples have negatives of their own: with next_item those that the
+        interaction lists, with multi_hot those of all the user's training interactions.
+      max_negatives: the most negatives of one example.
 
     Raises:
       ConfigError: choices that do not go together.
-      DataError: the data has no times where they are needed, or no example is left.
+      DataError: the data has no times or no negatives where they are needed, or no example is left.
     """
     check_history(dataset, history, history_length)
     if HISTORY_OF.get(labels) != history:
@@ -238,16 +274,28 @@ def make_train_examples(
         )
     if max_labels < 1:
         raise ConfigError(f"config.examples.max_labels={max_labels}: it must be 1 or more")
+    if labels == "next_item" and weight_power != 0.0:
+        raise ConfigError(
+            f"config.examples.weight_power={weight_power} with config.examples.labels='next_item': "
+            "each of its examples has one label; set it to 0.0 or use 'multi_hot'"
+        )
     if labels == "multi_hot" and context:
         raise ConfigError(
             f"context features {tuple(context)} with config.examples.labels='multi_hot': its "
             "examples have no moment to compute them at; leave them out or use 'next_item'"
         )
     check_context(dataset, context)
-    every = slim(dataset.interactions, context)
+    every = slim(dataset.interactions, context, negatives=negatives)
     train = every.select(split.part_M == TRAIN)
     if not train.size:
         raise DataError(f"{dataset.name}: the split {split.name!r} has no training interactions")
+    reader = NegativeReader()
+    if negatives:
+        owner_M = train.user if labels == "multi_hot" else np.arange(train.size)
+        reader = NegativeReader.build(
+            train, owner_M, dataset.items.size, max_negatives, dataset.name
+        )
+        train = dataclasses.replace(train, negatives=None)
     if labels == "multi_hot":
         train = train.select(distinct_rows(train.user, train.item, keep="last"))
         return MultiHotExamples(
@@ -257,6 +305,8 @@ def make_train_examples(
             histories=Histories.build(train.item, history_length),
             history_dropout=history_dropout,
             max_labels=max_labels,
+            weight_power=weight_power,
+            negatives=reader,
         )
     earlier_M = np.arange(train.size) - train.offsets[train.user]
     position_E = np.flatnonzero(earlier_M >= min_history)
@@ -271,6 +321,7 @@ def make_train_examples(
         position_E=position_E,
         histories=Histories.build(train.item, history_length),
         context=ContextReader.build(context, train, train, position_E),
+        negatives=reader,
     )
 
 
@@ -288,30 +339,26 @@ def check_history(dataset: Dataset, history: str, history_length: int) -> None:
         )
 
 
-def slim(interactions: Interactions, context: Sequence[str]) -> Interactions:
+def slim(
+    interactions: Interactions, context: Sequence[str], *, negatives: bool = False
+) -> Interactions:
     """The interactions without the columns that the context features do not read."""
     names = [WATCH_TIME if name == "last_watch_time" else name for name in context]
     columns = {n: c for n, c in interactions.columns.items() if n in names}
-    return dataclasses.replace(interactions, columns=columns, part=None)
+    kept = interactions.negatives if negatives else None
+    return dataclasses.replace(interactions, columns=columns, part=None, negatives=kept)
 
 
-def _labelled(label_BxP: np.ndarray, weight_BxP: np.ndarray) -> dict[str, np.ndarray]:
-    size = len(label_BxP)
+def _labelled(
+    label_BxP: np.ndarray, label_weight_BxP: np.ndarray, weight_B: np.ndarray
+) -> dict[str, np.ndarray]:
     return {
         "label": label_BxP,
-        "label_weight": weight_BxP,
-        "weight": np.ones(size, np.float32),
-        "index": np.arange(size, dtype=np.int32),
+        "label_weight": label_weight_BxP,
+        "weight": weight_B,
+        "index": np.arange(len(label_BxP), dtype=np.int32),
     }
 
 
-def _draw_slots(
-    example_B: np.ndarray, count_B: np.ndarray, draws: int, *, seed: int, epoch: int
-) -> Int32[np.ndarray, "B P"]:
-    """For each example, `draws` of the slots 0..count-1, every subset equally likely."""
-    start_B = np.cumsum(count_B) - count_B
-    row = np.repeat(np.arange(len(count_B)), count_B)
-    slot = np.arange(len(row)) - start_B[row]
-    bits = random_bits(seed, epoch, _LABELS, example_B[row], slot)
-    order = np.lexsort((bits, row))
-    return slot[order[start_B[:, None] + np.arange(draws)]].astype(np.int32)
+def _describe(negatives: NegativeReader) -> str:
+    return f", up to {negatives.width} negatives of its own" if negatives.width else ""

@@ -30,6 +30,7 @@ ITEM_NAMES = (
 )
 TIME_NAMES = ("time", "timestamp", "ts", "unixtime", "datetime", "date", "eventtime", "createdat")
 PART_NAMES = ("split", "part", "partition")
+NEGATIVE_NAMES = ("negatives", "negativeitems", "negativeids")
 TITLE_NAMES = ("title", "name", "itemname", "movietitle", "productname")
 PART_VALUES = ("train", "valid", "validation", "val", "test")
 
@@ -49,7 +50,7 @@ def infer_schema(
     Keys go by the usual names. Floats and dates are dense; so are integers, except that those of
     a user or an item with few values are categorical; text and booleans are categorical; text with
     `|` and lists are bags; lists and arrays of floats are vectors. Near-unique text is given
-    min_count 2.
+    min_count 2. Text or lists called `negatives` are ids of items that were not chosen.
     A column that is empty or of a type that no feature has is left out, with a warning.
 
     Args:
@@ -76,6 +77,9 @@ def infer_schema(
     part = _find(interactions, PART_NAMES)
     if part is not None and not _is_part(interactions[part]):
         part = None
+    negatives = _find(interactions, NEGATIVE_NAMES)
+    if negatives is not None and not _lists_ids(interactions[negatives]):
+        negatives = None
     title = None if items is None else _find(items, TITLE_NAMES)
     if title is not None and items is not None and items[title].dtype != pl.String:
         title = None
@@ -83,13 +87,21 @@ def infer_schema(
     for side, frame, keys in (
         ("user", users, (user,)),
         ("item", items, (item, title)),
-        ("context", interactions, (user, item, time, part)),
+        ("context", interactions, (user, item, time, part, negatives)),
     ):
         for series in [] if frame is None else frame:
             if series.name not in keys:
                 source = names["interactions" if side == "context" else f"{side}s"]
                 features.extend(_infer_feature(series, side, source))
-    return Schema(tuple(features), user=user, item=item, time=time, part=part, title=title)
+    return Schema(
+        tuple(features),
+        user=user,
+        item=item,
+        time=time,
+        part=part,
+        title=title,
+        negatives=negatives,
+    )
 
 
 def _infer_feature(series: pl.Series, side: str, source: str) -> list[Feature]:
@@ -135,3 +147,11 @@ def _is_part(series: pl.Series) -> bool:
         return False
     values = series.drop_nulls().cast(pl.String).unique().str.to_lowercase()
     return len(values) > 0 and values.is_in(PART_VALUES).all()
+
+
+def _lists_ids(series: pl.Series) -> bool:
+    """Whether a column can list ids; a column of numbers is taken for a count of them."""
+    inner = getattr(series.dtype, "inner", None)
+    if inner is None:
+        return series.dtype == pl.String and series.count() > 0
+    return inner.is_integer() or inner == pl.String

@@ -129,11 +129,16 @@ def make_queries(
       context: names of context features (see `available_context`).
 
     Raises:
-      ConfigError: an unknown history policy.
+      ConfigError: an unknown history policy, or `valid` of a split that trains on it.
       DataError: the data has no times where they are needed, or the part is empty.
     """
     check_history(dataset, history, history_length)
     check_context(dataset, context)
+    if part == "valid" and split.trains_on_valid:
+        raise ConfigError(
+            f"{dataset.name}: with config.split.fit='train_and_valid' there is nothing to validate "
+            "on; ask for 'test', or set split.fit to 'train'"
+        )
     every = slim(dataset.interactions, context)
     target = np.flatnonzero(split.target_M(part))
     if not target.size:

@@ -77,7 +77,7 @@ def load_dataset(
       name: a key of `READERS`.
       dir: the directory with its files; for a public set, empty means recjax's cache.
       download: whether a public set may be fetched from its official address.
-      unknown_items: `error` or `drop`, for interactions whose item is not in the item table.
+      unknown_items: `error` or `drop`, for interactions and negatives not in the item table.
       synthetic: the knobs of `make_synthetic`, for `synthetic`.
 
     Raises:

@@ -63,6 +63,8 @@ class Schema:
       time: the interactions' column of unix seconds, or None where the data has no time.
       part: the interactions' column that holds a predefined split, or None.
       title: the item table's column that names an item to a person, or None.
+      negatives: the interactions' column that lists the ids of items that were shown with each and
+        not chosen (in text files separated by `|`), or None.
     """
 
     features: tuple[Feature, ...] = ()
@@ -71,6 +73,7 @@ class Schema:
     time: str | None = None
     part: str | None = None
     title: str | None = None
+    negatives: str | None = None
 
     def __post_init__(self):
         seen: set[tuple[str, str]] = set()

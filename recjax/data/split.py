@@ -14,6 +14,7 @@ from recjax.data.hashing import mix, to_uniform
 from recjax.errors import ConfigError, DataError
 
 TRAIN, VALID, TEST, FOLD_IN, UNUSED = range(5)
+FITS = ("train", "train_and_valid")
 
 _PARTS = {"valid": VALID, "test": TEST}
 _KNOWN = {"valid": (TRAIN, FOLD_IN), "test": (TRAIN, FOLD_IN, VALID)}
@@ -46,6 +47,11 @@ class Split:
         """Which interactions are to be predicted in `part` ('valid' or 'test'): bool [M]."""
         return self.part_M == _PARTS[_check_part(part)]
 
+    @property
+    def trains_on_valid(self) -> bool:
+        """Whether VALID was made TRAIN (`fit='train_and_valid'`), so that nothing validates."""
+        return self.params.get("fit") == "train_and_valid"
+
 
 def make_split(
     dataset: Dataset,
@@ -55,6 +61,7 @@ def make_split(
     test: float = 0.1,
     fold_in: float = 0.8,
     seed: int = 0,
+    fit: str = "train",
 ) -> Split:
     """Divides the interactions of a data set by a named rule.
 
@@ -79,9 +86,11 @@ def make_split(
       test: share of TEST, likewise; valid + test must be below 1.
       fold_in: strong_generalisation: share of a held-out user's interactions that is known.
       seed: of the hash.
+      fit: `train`, or `train_and_valid` for a last fit once everything is chosen: the rule divides
+        as ever, then VALID becomes TRAIN, and with it the FOLD_IN of users held out for VALID.
 
     Raises:
-      ConfigError: if the name is unknown or a share is out of range.
+      ConfigError: if the name or `fit` is unknown or a share is out of range.
       DataError: if the data lacks what the rule needs, or TRAIN, VALID or TEST is left empty.
     """
     if name not in SPLITS:
@@ -95,8 +104,15 @@ def make_split(
             raise ConfigError(f"split.{key} is {params[key]}; it must lie between 0 and 1")
     if {"valid", "test"} <= params.keys() and valid + test >= 1:
         raise ConfigError(f"split.valid + split.test is {valid + test:g}; it must be below 1")
+    if fit not in FITS:
+        raise ConfigError(f"split.fit is {fit!r}; it must be one of {FITS}")
     part_M = rule(dataset, **params).astype(np.int8)
-    for part, label in ((TRAIN, "TRAIN"), (VALID, "VALID"), (TEST, "TEST")):
+    wanted = {"TRAIN": TRAIN, "VALID": VALID, "TEST": TEST}
+    if fit == "train_and_valid":
+        params["fit"] = fit
+        part_M = _train_on_valid(dataset.interactions, part_M)
+        del wanted["VALID"]
+    for label, part in wanted.items():
         if not np.any(part_M == part):
             raise DataError(
                 f"data set {dataset.name!r}: split {name!r} leaves {label} empty"
@@ -171,6 +187,16 @@ def _predefined(dataset: Dataset, valid: float, seed: int) -> np.ndarray:
     rank = _rank_in_user(train, _pair_hash(dataset, seed)[train_M])
     part_M[train_M] = np.where(rank < valid_U[train.user], VALID, TRAIN)
     return part_M
+
+
+def _train_on_valid(inter: Interactions, part_M: np.ndarray) -> np.ndarray:
+    """VALID as TRAIN, and FOLD_IN too where its user has VALID and nothing to test."""
+    valid_U, test_U = (
+        np.bincount(inter.user[part_M == part], minlength=inter.num_users) > 0
+        for part in (VALID, TEST)
+    )
+    of_valid_M = (part_M == FOLD_IN) & (valid_U & ~test_U)[inter.user]
+    return np.where((part_M == VALID) | of_valid_M, np.int8(TRAIN), part_M)
 
 
 # Each rule, and the parameters that it reads.

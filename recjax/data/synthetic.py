@@ -3,11 +3,12 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Int
 
 from recjax.data.dataset import Bag, Categorical, Dataset, Dense, Interactions, Table
+from recjax.data.lists import ItemLists
 from recjax.data.schema import Feature, Schema
 from recjax.data.split import FOLD_IN, TEST, TRAIN, VALID
+from recjax.data.world import World, unit
 from recjax.errors import ConfigError
 
 GENRES = (
@@ -39,133 +40,6 @@ _SCHEMA = Schema(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class World:
-    """The truth behind a synthetic data set.
-
-    A user u with past items h (in order) has the interest
-
-        z = sqrt(user_features) F(u) + sqrt(history) H(h) + sqrt(taste) T(u)
-
-    where F is a function of the user's age, country and device, H the direction of the mean
-    latent of the last `window` items (zero where there are none), T a latent that no column shows,
-    and taste = 1 - user_features - history. F, H and T have length 1 and the item latents v unit
-    covariance, so each term alone gives <z, v_i> a variance over the items equal to its share (and
-    they add up to more than 1 where they agree, as H comes to resemble F). Then
-
-        p(i | u, h) = (1 - unobserved) softmax_i(strength <z, v_i> + log popularity_i)
-                      + unobserved popularity_i
-
-    both terms over the items that can be drawn: released, and not in h unless `repeats`.
-
-    Attributes:
-      user_latent_UxD: F(u).
-      taste_UxD: T(u).
-      item_latent_NxD: v_i.
-      log_popularity_N: log of the popularity, which sums to 1.
-      released_N: bool; false for new items, which only TEST interactions can draw.
-      user_features: share of the interest explained by user features.
-      history: share explained by the last items.
-      item_features: share of an item's latent that is a function of its categories.
-      unobserved: share of interactions explained by nothing observable: drawn by popularity alone.
-      strength: standard deviation over the items of an interest's effect on log p.
-      window: how many of the last items matter.
-      repeats: whether a user can meet an item twice.
-    """
-
-    user_latent_UxD: np.ndarray
-    taste_UxD: np.ndarray
-    item_latent_NxD: np.ndarray
-    log_popularity_N: np.ndarray
-    released_N: np.ndarray
-    user_features: float
-    history: float
-    item_features: float
-    unobserved: float
-    strength: float
-    window: int
-    repeats: bool
-
-    def interest(
-        self, user_B: Int[np.ndarray, "B"], history_BxL: Int[np.ndarray, "B L"]
-    ) -> Float[np.ndarray, "B D"]:
-        """The interest z of each user with the given past items (-1 = none, latest last)."""
-        recent_BxW = history_BxL[:, max(0, history_BxL.shape[1] - self.window) :]
-        latent_BxWxD = self.item_latent_NxD[recent_BxW] * (recent_BxW >= 0)[:, :, None]
-        taste = max(0.0, 1.0 - self.user_features - self.history)
-        return (
-            np.sqrt(self.user_features) * self.user_latent_UxD[user_B]
-            + np.sqrt(self.history) * _direction(latent_BxWxD.sum(1))
-            + np.sqrt(taste) * self.taste_UxD[user_B]
-        )
-
-    def log_prob(
-        self,
-        user_B: Int[np.ndarray, "B"],
-        history_BxL: Int[np.ndarray, "B L"],
-        *,
-        released: str = "all",
-    ) -> Float[np.ndarray, "B N"]:
-        """log p(i | user, history) of every item, in float64; -inf where it cannot be drawn.
-
-        Args:
-          user_B: positions in the user table.
-          history_BxL: all earlier items of the user, latest last, padded with -1 on the left.
-          released: `all` items, or those of `train` alone.
-
-        Raises:
-          ConfigError: if `released` is another word.
-        """
-        z_BxD = self.interest(user_B, history_BxL)
-        popular_BxN = np.tile(self.log_popularity_N, (len(user_B), 1))
-        if _check_released(released) == "train":
-            popular_BxN[:, ~self.released_N] = -np.inf
-        if not self.repeats:
-            rows, places = np.nonzero(history_BxL >= 0)
-            popular_BxN[rows, history_BxL[rows, places]] = -np.inf
-        liked_BxN = self.strength * z_BxD @ self.item_latent_NxD.T + popular_BxN
-        with np.errstate(divide="ignore"):
-            return np.logaddexp(
-                np.log1p(-self.unobserved) + _log_softmax(liked_BxN),
-                np.log(self.unobserved) + _log_softmax(popular_BxN),
-            )
-
-    def sample(
-        self,
-        user_B: Int[np.ndarray, "B"],
-        history_BxL: Int[np.ndarray, "B L"],
-        rng: np.random.Generator,
-        *,
-        released: str = "all",
-    ) -> Int[np.ndarray, "B"]:
-        """One item for each row, drawn from exp of `log_prob` (same arguments; in float32)."""
-        z_BxD = self.interest(user_B, history_BxL)
-        z_BxD[rng.random(len(user_B)) < self.unobserved] = 0.0
-        z_BxD = (self.strength * z_BxD).astype(np.float32)
-        uniform_B = rng.random(len(user_B), np.float32)
-        item_DxN = self.item_latent_NxD.T.astype(np.float32)
-        popular_N = self.log_popularity_N.astype(np.float32)
-        if _check_released(released) == "train":
-            popular_N[~self.released_N] = -np.inf
-        drawn_B = np.empty(len(user_B), np.int32)
-        block = max(1, 2**18 // item_DxN.size)  # in the cache, and too small for BLAS's threads
-        for start in range(0, len(user_B), block):
-            rows = slice(start, start + block)
-            weight_BxN = z_BxD[rows] @ item_DxN
-            weight_BxN += popular_N
-            np.exp(weight_BxN, out=weight_BxN)
-            if not self.repeats:
-                known_BxL = history_BxL[rows]
-                row, place = np.nonzero(known_BxL >= 0)
-                weight_BxN[row, known_BxL[row, place]] = 0.0
-            np.cumsum(weight_BxN, axis=1, out=weight_BxN)
-            # Below the total, so that the drawn item's own weight is above 0.
-            total_B = weight_BxN[:, -1]
-            point_B = np.minimum(uniform_B[rows] * total_B, np.nextafter(total_B, np.float32(0)))
-            drawn_B[rows] = np.count_nonzero(weight_BxN <= point_B[:, None], axis=1)
-        return drawn_B
-
-
 def make_synthetic(
     *,
     users: int = 4000,
@@ -183,6 +57,7 @@ def make_synthetic(
     dim: int = 8,
     categories: int = 20,
     repeats: bool = False,
+    impressions: int = 0,
     seed: int = 0,
 ) -> Dataset:
     """Draws a world and its users' interactions, one after the other.
@@ -209,6 +84,8 @@ def make_synthetic(
       dim: dimensions of the latents.
       categories: categories in all, of which an item has 1 to 3.
       repeats: whether a user can meet an item twice.
+      impressions: items shown with each interaction and not chosen, by popularity (`World.show`):
+        the column `negatives`; 0 for no such column.
       seed: of everything.
 
     Raises:
@@ -231,11 +108,19 @@ def make_synthetic(
         ("window", window, 1),
         ("dim", dim, 1),
         ("categories", categories, max(3, dim + 1)),
-        ("items", items * (1 - new_items), max(2 * dim + 2, 4 * interactions_per_user)),
+        ("impressions", impressions, 0),
+        # A user meets at most 3 times the mean; beyond them there must be others to show.
+        (
+            "items",
+            items * (1 - new_items),
+            max(
+                2 * dim + 2, 4 * interactions_per_user, 3 * interactions_per_user + impressions + 2
+            ),
+        ),
     ):
         if value < least:
             raise ConfigError(f"synthetic: {key} is {value:g}; here it must be at least {least}")
-    user_rng, item_rng, draw_rng = np.random.default_rng(seed).spawn(3)
+    user_rng, item_rng, draw_rng, shown_rng = np.random.default_rng(seed).spawn(4)
     user_columns, user_latent_UxD = _make_users(user_rng, users, dim)
     bag, titles, item_latent_NxD = _make_items(item_rng, items, categories, dim, item_features)
     length_N = np.rint(item_rng.lognormal(np.log(600), 0.6, items)).astype(np.float32)
@@ -243,7 +128,7 @@ def make_synthetic(
     popularity_N = (_ranks(item_rng, released_N) + 1.0) ** -popularity_exponent
     world = World(
         user_latent_UxD=user_latent_UxD,
-        taste_UxD=_direction(user_rng.standard_normal((users, dim))),
+        taste_UxD=unit(user_rng.standard_normal((users, dim))),
         item_latent_NxD=item_latent_NxD,
         log_popularity_N=np.log(popularity_N / popularity_N.sum()),
         released_N=released_N,
@@ -258,10 +143,12 @@ def make_synthetic(
     new_U = np.arange(users) >= users - round(new_users * users)
     return Dataset(
         name="synthetic",
-        schema=_SCHEMA,
+        schema=dataclasses.replace(_SCHEMA, negatives="negatives" if impressions else None),
         users=Table(np.arange(1, users + 1), user_columns),
         items=Table(np.arange(1, items + 1), {"categories": bag, "length": Dense(length_N)}),
-        interactions=_draw(world, new_U, interactions_per_user, length_N, draw_rng),
+        interactions=_draw(
+            world, new_U, interactions_per_user, length_N, impressions, draw_rng, shown_rng
+        ),
         titles=titles,
         world=world,
     )
@@ -286,7 +173,7 @@ def _make_users(
         "country": Categorical(country_U.astype(np.int32), np.array(COUNTRIES)),
         "device": Categorical(device_U.astype(np.int32), np.array(DEVICES)),
     }
-    return columns, _direction(latent_UxD)
+    return columns, unit(latent_UxD)
 
 
 def _make_items(
@@ -328,7 +215,13 @@ def _ranks(rng: np.random.Generator, released_N: np.ndarray) -> np.ndarray:
 
 
 def _draw(
-    world: World, new_U: np.ndarray, mean: int, length_N: np.ndarray, rng: np.random.Generator
+    world: World,
+    new_U: np.ndarray,
+    mean: int,
+    length_N: np.ndarray,
+    impressions: int,
+    rng: np.random.Generator,
+    shown_rng: np.random.Generator,
 ) -> Interactions:
     """Every user's items one after the other, then their times and watch times."""
     users = len(new_U)
@@ -338,12 +231,17 @@ def _draw(
     known_U = np.where(new_U, few_U, known_U).astype(np.int64)
     item_UxT = np.full((users, known_U.max() + 1), -1, np.int32)
     eager_UxT = np.zeros(item_UxT.shape)
+    shown_UxTxE = np.zeros((*item_UxT.shape, impressions), np.int32)
 
     def step(user_B, history_BxL, place_B, released):
         item_B = world.sample(user_B, history_BxL, rng, released=released)
         item_UxT[user_B, place_B] = item_B
         z_BxD = world.interest(user_B, history_BxL)
         eager_UxT[user_B, place_B] = np.sum(z_BxD * world.item_latent_NxD[item_B], axis=1)
+        if impressions:
+            shown_UxTxE[user_B, place_B] = world.show(
+                item_B, history_BxL, impressions, shown_rng, released=released
+            )
 
     for t in range(item_UxT.shape[1] - 1):
         user_B = np.flatnonzero(known_U > t)
@@ -367,19 +265,13 @@ def _draw(
     time_M = time_M[np.lexsort((time_M, user_M))] + place_M
     watched_M = 1 / (1 + np.exp(0.5 - eager_M - 0.5 * rng.standard_normal(len(user_M))))
     columns = {"watch_time": Dense(np.rint(length_N[item_M] * watched_M).astype(np.float32))}
-    return Interactions.build(user_M, item_M, users, time=time_M, columns=columns, part=part_M)
-
-
-def _check_released(released: str) -> str:
-    if released not in ("all", "train"):
-        raise ConfigError(f"released is {released!r}; it must be 'all' or 'train'")
-    return released
-
-
-def _direction(vector_BxD: np.ndarray) -> np.ndarray:
-    """Each row divided by its length; zero where it is zero."""
-    norm_B = np.linalg.norm(vector_BxD, axis=1)
-    return vector_BxD / np.where(norm_B == 0, 1.0, norm_B)[:, None]
+    negatives = None
+    if impressions:
+        offsets = np.arange(len(user_M) + 1) * impressions
+        negatives = ItemLists(offsets, shown_UxTxE[user_M, place_M].ravel())
+    return Interactions.build(
+        user_M, item_M, users, time=time_M, columns=columns, part=part_M, negatives=negatives
+    )
 
 
 def _whiten(values_NxD: np.ndarray) -> np.ndarray:
@@ -393,8 +285,3 @@ def _falling(count: int) -> np.ndarray:
     """Shares that fall as 1 / (rank + 1)."""
     share = 1.0 / np.arange(2, count + 2)
     return share / share.sum()
-
-
-def _log_softmax(logits_BxN: np.ndarray) -> np.ndarray:
-    logits_BxN = logits_BxN - logits_BxN.max(1, keepdims=True)
-    return logits_BxN - np.log(np.exp(logits_BxN).sum(1, keepdims=True))

@@ -3,11 +3,10 @@
 DIR holds `interactions.{parquet,csv}` and, optionally, `users.*`, `items.*` and `schema.json`.
 Columns of the interactions that are no keys are context features; such a column (a rating, say) is
 often known only after the interaction, and then it may be read of earlier interactions only.
+The column `negatives` lists the ids of items that were shown and not chosen (in CSV: 7|12|31).
 """
 
-import csv
 import difflib
-import io
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +15,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from recjax.data.columns import make_column, make_ids, make_time, to_array
+from recjax.data.columns import make_column, make_id_lists, make_ids, make_time, to_array
 from recjax.data.dataset import Column, Dataset, Interactions, Table
 from recjax.data.files import decode, describe, read_bytes
+from recjax.data.frames import keep_zeros, read_frame
 from recjax.data.infer import infer_schema
+from recjax.data.lists import ItemLists
 from recjax.data.schema import Schema
 from recjax.data.split import TEST, TRAIN, VALID
 from recjax.errors import CheckpointError, ConfigError, DataError
@@ -45,7 +46,7 @@ def dataset_from_frames(
     """A data set from frames in memory: Polars, pandas (needs pyarrow) or a dict of columns.
 
     A user whom `users` does not list gets a row with every value missing. Without `users` or
-    `items` the tables are the sorted distinct ids of the interactions.
+    `items` the tables are the sorted distinct ids of the interactions (and of their negatives).
 
     Args:
       interactions: one row per interaction.
@@ -53,7 +54,7 @@ def dataset_from_frames(
       items: one row per item, or None.
       schema: kinds and names of the columns; inferred where None (`recjax.data.infer`).
       name: what the data set is called.
-      unknown_items: `error` or `drop`, for interactions whose item is not in `items`.
+      unknown_items: `error` or `drop`, for interactions and negatives that are not in `items`.
       sources: what `interactions`, `users` and `items` are called in messages.
 
     Raises:
@@ -77,7 +78,12 @@ def dataset_from_frames(
     part = None if schema.part is None else _read_part(rows[schema.part], source["interactions"])
     columns = _make_columns(schema, "context", rows, source["interactions"])
 
-    item_ids, item_index = _index(item_frame, schema.item, item_M, source["items"])
+    row_T, shown_T = np.zeros(0, np.int64), item_M.clear()
+    if schema.negatives is not None:
+        row_T, shown_T = make_id_lists(rows[schema.negatives], source["interactions"])
+    listed = pl.concat(_same_kind(item_M, shown_T))
+    item_ids, position = _index(item_frame, schema.item, listed, source["items"])
+    item_index, shown_index = position[: len(rows)], position[len(rows) :]
     keep = item_index >= 0
     if not keep.all():
         _report_unknown(item_M.filter(~pl.Series(keep)), source, unknown_items)
@@ -86,6 +92,15 @@ def dataset_from_frames(
         user_M, item_index = user_M.filter(pl.Series(keep)), item_index[keep]
         time, part = (None if x is None else x[keep] for x in (time, part))
         columns = {key: column.take(keep) for key, column in columns.items()}
+    negatives = None
+    if schema.negatives is not None:
+        known = shown_index >= 0
+        if not known.all():
+            first = f"row {row_T[~known][0] + 1}, column {schema.negatives!r}"
+            _report_unknown(shown_T.filter(~pl.Series(known)), source, unknown_items, first)
+        counts = np.bincount(row_T[known], minlength=len(rows))
+        negatives = ItemLists(np.concatenate([[0], np.cumsum(counts)]), shown_index[known])
+        negatives = negatives.take(keep)
 
     user_ids, user_index = _index(user_frame, schema.user, user_M, source["users"])
     absent = user_index < 0
@@ -105,7 +120,13 @@ def dataset_from_frames(
         users=Table(to_array(user_ids), _make_columns(schema, "user", user_frame, source["users"])),
         items=Table(to_array(item_ids), _make_columns(schema, "item", item_frame, source["items"])),
         interactions=Interactions.build(
-            user_index, item_index, len(user_ids), time=time, columns=columns, part=part
+            user_index,
+            item_index,
+            len(user_ids),
+            time=time,
+            columns=columns,
+            part=part,
+            negatives=negatives,
         ),
         titles=titles,
     )
@@ -119,7 +140,7 @@ def load_table(directory: str | Path, *, unknown_items: str = "error") -> Datase
 
     Args:
       directory: holds `interactions.{parquet,csv}`, optionally `users.*`, `items.*`, `schema.json`.
-      unknown_items: `error` or `drop`, for interactions whose item is not in the item table.
+      unknown_items: `error` or `drop`, for interactions and negatives not in the item table.
 
     Raises:
       DataError: naming the file, row and column that is wrong.
@@ -131,7 +152,7 @@ def load_table(directory: str | Path, *, unknown_items: str = "error") -> Datase
             f"{directory}: no interactions.parquet or interactions.csv there: it "
             f"{describe(directory)}; --config.data.dir must name the directory with your tables"
         )
-    frames = {stem: _read_file(path) for stem, path in paths.items() if path is not None}
+    frames = {stem: read_frame(path) for stem, path in paths.items() if path is not None}
     sources = {stem: str(path) for stem, path in paths.items() if path is not None}
     schema_path = directory / "schema.json"
     inferred = not schema_path.exists()
@@ -139,9 +160,12 @@ def load_table(directory: str | Path, *, unknown_items: str = "error") -> Datase
         schema = infer_schema(**frames, sources=sources)
     else:
         schema = Schema.from_json(decode(read_bytes(schema_path), schema_path), str(schema_path))
-    keys = {"interactions": (schema.user, schema.item), "users": (schema.user,)}
+    keys = {
+        "interactions": (schema.user, schema.item, schema.negatives or ""),
+        "users": (schema.user,),
+    }
     for stem, frame in frames.items():
-        frames[stem] = _keep_zeros(frame, keys.get(stem, (schema.item,)), Path(sources[stem]))
+        frames[stem] = keep_zeros(frame, keys.get(stem, (schema.item,)), Path(sources[stem]))
     dataset = dataset_from_frames(
         **frames,
         schema=schema,
@@ -187,7 +211,8 @@ def _check_columns(
     source: Mapping[str, str],
 ) -> None:
     wanted = [("interactions", "key", x) for x in (schema.user, schema.item)]
-    wanted += [("interactions", "key", x) for x in (schema.time, schema.part) if x is not None]
+    optional = (schema.time, schema.part, schema.negatives)
+    wanted += [("interactions", "key", x) for x in optional if x is not None]
     wanted += [("users", "key", schema.user)] if users is not None else []
     wanted += [("items", "key", schema.item)] if items is not None else []
     wanted += [("items", "title", schema.title)] if schema.title is not None else []
@@ -241,11 +266,15 @@ def _same_kind(a: pl.Series, b: pl.Series) -> tuple[pl.Series, pl.Series]:
     return (a, b) if a.dtype == b.dtype else (a.cast(pl.String), b.cast(pl.String))
 
 
-def _report_unknown(items: pl.Series, source: Mapping[str, str], unknown_items: str) -> None:
+def _report_unknown(
+    items: pl.Series, source: Mapping[str, str], unknown_items: str, where: str = ""
+) -> None:
+    """Raises or warns; `where` says which of the negatives is the first, if they are negatives."""
     distinct = items.unique(maintain_order=True)
     message = (
-        f"{source['interactions']}: {len(items)} interaction(s) with {len(distinct)} item(s) that "
-        f"are not in {source['items']}, the first {distinct.head(5).to_list()}"
+        f"{source['interactions']}{where and ', ' + where}: {len(items)} "
+        f"{'negative' if where else 'interaction'}(s) with {len(distinct)} item(s) that are not "
+        f"in {source['items']}, the first {distinct.head(5).to_list()}"
     )
     if unknown_items == "error":
         raise DataError(f"{message}; add them, or set data.unknown_items=drop")
@@ -279,82 +308,6 @@ def _find_file(directory: Path, stem: str) -> Path | None:
             f"{directory}: both {found[0].name} and {found[1].name}; remove one of them"
         )
     return found[0] if found else None
-
-
-def _read_file(path: Path) -> pl.DataFrame:
-    if path.suffix == ".csv":
-        return _read_csv(_csv_bytes(path), path)
-    try:
-        return pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: cannot be read as a Parquet file: {reason}") from error
-
-
-def _keep_zeros(frame: pl.DataFrame, keys: tuple[str, ...], path: Path) -> pl.DataFrame:
-    """The frame of a file, with text for those ids of a CSV file that begin with a zero.
-
-    Polars infers integers of them, which would make one user of 007 and 7.
-    """
-    keys = tuple(key for key in keys if key in frame.columns and frame[key].dtype.is_numeric())
-    if path.suffix != ".csv" or not keys:
-        return frame
-    data = _csv_bytes(path)
-    for key in keys:  # one at a time, for memory; the other columns are not parsed
-        text = pl.read_csv(data, columns=[key], infer_schema=False)[key]
-        if text.str.contains(r"^\s*0\d+\s*$").any():
-            frame = frame.with_columns(text)
-    return frame
-
-
-def _csv_bytes(path: Path) -> bytes:
-    return read_bytes(path).removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
-
-
-def _read_csv(data: bytes, path: Path) -> pl.DataFrame:
-    _check_csv(data, path)
-    try:
-        frame = pl.read_csv(data, infer_schema_length=None)
-    except pl.exceptions.PolarsError as error:
-        decode(data, path)  # the usual cause, and it knows the line
-        raise DataError(f"{path}: not a CSV file: {str(error).splitlines()[0]}") from error
-    for series in frame:
-        if series.dtype == pl.String:
-            # Polars takes a column of numbers for text where one of them is written "nan".
-            numbers = series.cast(pl.Float64, strict=False)
-            if numbers.null_count() == series.null_count() and numbers.is_nan().any():
-                frame = frame.with_columns(numbers)
-    return frame
-
-
-def _check_csv(data: bytes, path: Path) -> None:
-    """Refuses a wrong delimiter and rows with too few or too many fields, naming the line."""
-    header = next(csv.reader([decode(data.split(b"\n", 1)[0], path).rstrip("\r")]), [])
-    if not header or header == [""]:
-        raise DataError(f"{path}, line 1: empty; the first line must name the columns")
-    if len(header) == 1:
-        delimiter = next((d for d in (";", "\t", "|", ":") if d in header[0]), None)
-        if delimiter is not None:
-            raise DataError(
-                f"{path}, line 1: one column {header[0]!r}; columns must be separated by ',', and "
-                f"these seem to be by {delimiter!r}"
-            )
-    if len(set(header)) < len(header):
-        twice = next(x for x in header if header.count(x) > 1)
-        raise DataError(f"{path}, line 1: the column {twice!r} appears twice; names must differ")
-    # Without quotes, a file of even rows has exactly so many commas: one pass of bytes.count.
-    lines = data.count(b"\n") + (not data.endswith(b"\n"))
-    if b'"' not in data and data.count(b",") == lines * (len(header) - 1):
-        widest = max(line.count(b",") for line in data.splitlines())
-        if widest == len(header) - 1:
-            return
-    reader = csv.reader(io.StringIO(decode(data, path), newline=""))
-    for row in reader:
-        if row and len(row) != len(header):
-            raise DataError(
-                f"{path}, line {reader.line_num}: {len(row)} field(s), where the header has "
-                f"{len(header)}: {header}"
-            )
 
 
 def _write_schema(schema: Schema, path: Path) -> None:

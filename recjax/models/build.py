@@ -53,12 +53,18 @@ def make_model(
         if isinstance(side, QueryTower | ItemTower):
             _check_width(side, dims, name)
     return RetrievalModel(
-        query_side, item_side, specs, temperature=model.temperature, normalize=model.normalize
+        query_side,
+        item_side,
+        specs,
+        temperature=model.temperature,
+        learn_temperature=model.learn_temperature,
+        normalize=model.normalize,
     )
 
 
 def _tower_settings(side: Config) -> dict[str, Any]:
-    names = ("output", "activation", "normalization", "dropout")
+    names = ("output", "activation", "normalization")
+    names += ("dropout", "embedding_dropout", "id_dropout")
     return {"hidden": tuple(side.hidden)} | {name: side[name] for name in names}
 
 

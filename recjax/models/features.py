@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from recjax.data.encode import FeatureSpec
+from recjax.models.dropout import ExampleDropout
 
 POOLINGS = ("mean", "sqrt", "last", "attention")
 
@@ -18,31 +19,41 @@ class FeatureEncoder(nn.Module):
     Attributes:
       features: what is read, in the order of the joined vector.
       pooling: how a history becomes one vector; several stand side by side.
+      dropout: rate on the entries of embeddings (pooled ones, where several are pooled).
     """
 
     features: tuple[FeatureSpec, ...]
     pooling: tuple[str, ...] = ("mean",)
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(
-        self, inputs: Mapping[str, Array], rows: Mapping[str, Array]
+        self,
+        inputs: Mapping[str, Array],
+        rows: Mapping[str, Array],
+        index_B: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B F"]:
         """Joins the features.
 
         Args:
           inputs: by feature, numbers [B, width] or ids [B] or [B, K] (-1 is padding).
           rows: by feature with a table, the embedding rows of its ids, [B, D] or [B, K, D].
+          index_B: example or item indices that key dropout; None switches it off.
         """
         parts = []
         for spec in self.features:
             if spec.kind in ("dense", "vector"):
                 parts.append(inputs[spec.name])
-            elif spec.kind == "embedding":
-                parts.append(rows[spec.name])
+                continue
+            if spec.kind == "embedding":
+                embedded = [rows[spec.name]]
             elif spec.kind == "bag":
-                parts.append(pool_mean(rows[spec.name], inputs[spec.name]))
+                embedded = [pool_mean(rows[spec.name], inputs[spec.name])]
             else:
-                parts.extend(self._pool(spec, rows[spec.name], inputs[spec.name]))
+                embedded = self._pool(spec, rows[spec.name], inputs[spec.name])
+            joined_BxH = jnp.concatenate(embedded, axis=1)
+            dropout = ExampleDropout(self.dropout, name=f"{spec.name}_dropout")
+            parts.append(dropout(joined_BxH, index_B))
         return jnp.concatenate(parts, axis=1)
 
     def _pool(self, spec: FeatureSpec, rows_BxLxD: Array, ids_BxL: Array) -> Sequence[Array]:

@@ -1,5 +1,6 @@
 """The one model: a query tower, an item side, and their product."""
 
+import math
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -10,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from recjax.data.encode import FeatureSpec
 from recjax.embedding import TableSpec, init_table, lookup
 from recjax.models.towers import ItemTower, QueryTower
-from recjax.ops.softmax import log_partition
+from recjax.ops.softmax import corpus_logsumexp
 
 HEAD = "head"  # the table of a softmax head
 
@@ -65,7 +66,8 @@ class RetrievalModel(nn.Module):
       query: the query tower.
       item: an ItemTower or a SoftmaxHead.
       tables: every embedding table of both sides; sides share a table by naming it.
-      temperature: divides the product.
+      temperature: divides the product; where it is learned, what it begins with.
+      learn_temperature: whether it is a parameter, `params/log_temperature`.
       normalize: whether both sides are scaled to unit length.
     """
 
@@ -73,10 +75,14 @@ class RetrievalModel(nn.Module):
     item: ItemTower | SoftmaxHead
     tables: tuple[TableSpec, ...]
     temperature: float = 1.0
+    learn_temperature: bool = False
     normalize: bool = False
 
     def setup(self):
         """Makes the tables, at initialisation only: later they are read where they are needed."""
+        if self.learn_temperature:
+            start = nn.initializers.constant(math.log(self.temperature))
+            self.log_temperature = self.param("log_temperature", start, ())
         if self.is_initializing():
             # In one order whatever their modes, so that a table begins the same in either.
             dense: dict[str, Array] = {}
@@ -112,6 +118,12 @@ class RetrievalModel(nn.Module):
         embedded = self.item(inputs, self._rows(self.item.features, inputs, rows), index_B)
         return unit(embedded) if self.normalize else embedded
 
+    def scale(self) -> float | Float[Array, ""]:
+        """1 / temperature: what products are multiplied by."""
+        if self.learn_temperature:
+            return jnp.exp(-self.log_temperature)
+        return 1.0 / self.temperature
+
     def item_bias(self) -> Float[Array, "N"] | None:
         """The logit bias of every item of a softmax head that has one; else None."""
         return self.item.logit_bias() if isinstance(self.item, SoftmaxHead) else None
@@ -119,7 +131,7 @@ class RetrievalModel(nn.Module):
     def score(self, query_inputs: Inputs, item_inputs: Inputs) -> Float[Array, "B"]:
         """One score for each (query, item) pair of two equally long batches."""
         query_BxD, item_BxD = self.embed_query(query_inputs), self.embed_items(item_inputs)
-        score_B = jnp.sum(query_BxD * item_BxD, axis=1) / self.temperature
+        score_B = jnp.sum(query_BxD * item_BxD, axis=1) * self.scale()
         bias_B = self._bias_of(item_inputs)
         return score_B if bias_B is None else score_B + bias_B
 
@@ -138,12 +150,12 @@ class RetrievalModel(nn.Module):
           corpus_inputs: every item of the corpus, in any order.
           corpus_mask_N: False where an item of the corpus is left out of Z.
         """
-        log_z_B = log_partition(
+        log_z_B = corpus_logsumexp(
             self.embed_query(query_inputs),
             self.embed_items(corpus_inputs),
             bias_N=self._bias_of(corpus_inputs),
             mask_N=corpus_mask_N,
-            scale=1.0 / self.temperature,
+            scale=self.scale(),
         )
         return self.score(query_inputs, item_inputs) - log_z_B
 

@@ -8,31 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from recjax.data.encode import FeatureSpec
+from recjax.models.dropout import ExampleDropout, IdDropout
 from recjax.models.features import FeatureEncoder
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "silu": jax.nn.silu, "tanh": jnp.tanh}
-
-
-class ExampleDropout(nn.Module):
-    """Dropout whose noise depends on the example's index, not on its place in a batch.
-
-    So an example meets the same noise on one device and on eight.
-    """
-
-    rate: float
-
-    @nn.compact
-    def __call__(
-        self, x_BxH: Float[Array, "B H"], index_B: Int[Array, "B"] | None
-    ) -> Float[Array, "B H"]:
-        """Drops entries with probability `rate`; no index means no dropout."""
-        if self.rate == 0.0 or index_B is None:
-            return x_BxH
-        key = self.make_rng("dropout")
-        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, index_B)
-        width = x_BxH.shape[1:]
-        keep_BxH = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - self.rate, width))(keys_B)
-        return jnp.where(keep_BxH, x_BxH / (1.0 - self.rate), 0.0)
+IDS = ("user_id", "item_id")
 
 
 class Tower(nn.Module):
@@ -47,6 +27,9 @@ class Tower(nn.Module):
       activation: a key of ACTIVATIONS.
       normalization: `layer` puts a LayerNorm before each activation; `none` does not.
       dropout: rate after each hidden layer.
+      embedding_dropout: rate on the entries of the features' embeddings.
+      id_dropout: chance that an example is embedded as if its user or item were unknown, so that
+        the tower learns from the other features (DropoutNet, Volkovs et al., NeurIPS 2017).
       pooling: of histories; see FeatureEncoder.
     """
 
@@ -57,6 +40,8 @@ class Tower(nn.Module):
     activation: str = "relu"
     normalization: str = "none"
     dropout: float = 0.0
+    embedding_dropout: float = 0.0
+    id_dropout: float = 0.0
     pooling: tuple[str, ...] = ("mean",)
 
     @nn.compact
@@ -73,7 +58,12 @@ class Tower(nn.Module):
           rows: see FeatureEncoder.
           index_B: global example (or item) indices that key dropout; None switches it off.
         """
-        x_BxH = FeatureEncoder(self.features, self.pooling, name="features")(inputs, rows)
+        rows = dict(rows)
+        for name in set(IDS) & {spec.name for spec in self.features}:
+            rows[name] = IdDropout(self.id_dropout, name="id_dropout")(rows[name], index_B)
+        x_BxH = FeatureEncoder(
+            self.features, self.pooling, self.embedding_dropout, name="features"
+        )(inputs, rows, index_B)
         for layer, width in enumerate(self.hidden):
             x_BxH = nn.Dense(width, name=f"hidden_{layer}")(x_BxH)
             if self.normalization == "layer":

@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from recjax.data.dataset import Categorical, Dataset, Dense, Interactions, Table
+from recjax.data.lists import ItemLists
 from recjax.data.schema import Feature, Schema
 from recjax.data.split import TRAIN, Split
 
@@ -17,8 +18,10 @@ SCHEMA = Schema(
 DEVICES = np.array(["tv", "phone"])
 
 
-def dataset_of(user, item, time=None, watch_time=None, device=None, *, num_users=None):
-    """A data set of rows given in any order."""
+def dataset_of(
+    user, item, time=None, watch_time=None, device=None, *, num_users=None, negatives=None
+):
+    """A data set of rows given in any order; `negatives` is a list of items for each row."""
     user, item = np.asarray(user), np.asarray(item)
     columns = {}
     if watch_time is not None:
@@ -32,9 +35,17 @@ def dataset_of(user, item, time=None, watch_time=None, device=None, *, num_users
         users,
         time=None if time is None else np.asarray(time, np.float64),
         columns=columns,
+        negatives=None if negatives is None else lists_of(negatives),
     )
-    items = Table(np.arange(int(item.max(initial=0)) + 1))
+    shown = [0] if negatives is None else sum(negatives, [0])
+    items = Table(np.arange(max(int(item.max(initial=0)), max(shown)) + 1))
     return Dataset("small", SCHEMA, Table(np.arange(users)), items, interactions)
+
+
+def lists_of(rows):
+    """Lists of items from a list of lists."""
+    offsets = np.cumsum([0, *map(len, rows)])
+    return ItemLists(offsets, np.array(sum(rows, []), np.int32))
 
 
 def split_of(part):

@@ -201,6 +201,70 @@ def test_label_frequency_counts_labels_that_an_epoch_leaves_out_by_their_chance(
     np.testing.assert_allclose(examples.label_frequency_N, [0.125, 0.125, 0.125, 0.625])
 
 
+def test_an_example_weighs_its_number_of_items_to_the_power():
+    data = dataset_of([0, 0, 0, 0, 1], [0, 1, 2, 3, 3])
+    split = split_of([TRAIN] * 5)
+    examples = multi_hot(data, split, max_labels=2, weight_power=0.5)
+    np.testing.assert_array_equal(all_rows(examples)["weight"], [2.0, 1.0])
+    np.testing.assert_array_equal(all_rows(multi_hot(data, split))["weight"], [1.0, 1.0])
+    # How often a row gives a label to a batch does not depend on what the row weighs.
+    np.testing.assert_allclose(examples.label_frequency_N, [0.125, 0.125, 0.125, 0.625])
+
+
+def test_negatives_are_distinct_no_label_and_of_training_rows():
+    # Rows by time: items 1, 2, 3 (held out), 1 of user 0; 4 of user 1.
+    data = dataset_of(
+        [0, 0, 0, 0, 1],
+        [1, 2, 3, 1, 4],
+        [3.0, 1.0, 4.0, 2.0, 0.0],
+        negatives=[[7, 2, 7, 1], [3, 6], [5], [], [2, 4]],
+    )
+    split = split_of([TRAIN, TRAIN, TRAIN, TEST, TRAIN])
+    examples = next_item(data, split, min_history=0, negatives=True)
+    batch = all_rows(examples)
+    np.testing.assert_array_equal(batch["label"][:, 0], [2, 1, 1, 4])
+    np.testing.assert_array_equal(batch["negative"], [[3, 6], [-1, -1], [2, 7], [2, -1]])
+    assert batch["negative"].dtype == np.int32 and examples.negatives_per_example == 2
+    users = multi_hot(data, split, negatives=True)
+    np.testing.assert_array_equal(all_rows(users)["negative"], [[3, 6, 7], [2, -1, -1]])
+    assert users.negatives_per_example == 3
+    assert multi_hot(data, split).negatives_per_example == 0
+    assert "negative" not in all_rows(multi_hot(data, split))
+    assert "up to 3 negatives of its own" in users.describe()
+
+
+@pytest.mark.parametrize("make", [next_item, multi_hot])
+def test_of_many_negatives_others_are_drawn_each_epoch_whatever_the_batch(make):
+    users, each = 300, 8
+    shown = [list(range(10, 10 + each)), []] * users
+    data = dataset_of(
+        np.repeat(np.arange(users), 2), [0, 1] * users, np.arange(2.0 * users), negatives=shown
+    )
+    options = {"min_history": 0} if make is next_item else {}
+    examples = make(data, split_of([TRAIN] * 2 * users), negatives=True, max_negatives=3, **options)
+    first, second = (all_rows(examples, epoch=e)["negative"] for e in (0, 1))
+    assert first.shape == (examples.size, 3) and np.any(first != second)
+    np.testing.assert_array_equal(first, all_rows(examples)["negative"])
+    assert np.any(first != all_rows(examples, seed=1)["negative"])
+    few = examples.batch(np.array([4, 2]), seed=0, epoch=0)["negative"]
+    np.testing.assert_array_equal(few, first[[4, 2]])
+    drawn = first[first[:, 0] >= 0]
+    assert len(drawn) == users and np.all(np.diff(np.sort(drawn, axis=1), axis=1) > 0)
+    counts = np.bincount(drawn.ravel() - 10, minlength=each)
+    assert np.all(np.abs(counts - users * 3 / each) < 5 * np.sqrt(users * 3 / each * 5 / each))
+
+
+def test_data_without_negatives_say_how_to_name_them():
+    split = split_of([TRAIN, TRAIN, TEST])
+    with pytest.raises(DataError, match="small: .*no negatives.*'negatives' in schema.json"):
+        multi_hot(dataset_of([0] * 3, [0, 1, 2]), split, negatives=True)
+    held_out = dataset_of([0] * 3, [0, 1, 2], negatives=[[1], [0], [4]])
+    with pytest.raises(DataError, match="no training interaction lists a negative"):
+        multi_hot(held_out, split, negatives=True)
+    with pytest.raises(ConfigError, match="examples.max_negatives=0"):
+        multi_hot(held_out, split, negatives=True, max_negatives=0)
+
+
 def test_descriptions_name_the_kind_and_the_numbers():
     data = dataset_of([0, 0, 0], [0, 1, 2], [0.0, 1.0, 2.0])
     split = split_of([TRAIN] * 3)
@@ -226,6 +290,7 @@ def test_data_without_times_refuses_a_past_and_says_what_to_use():
         ({"history_length": -1}, "examples.history_length=-1"),
         ({"history_dropout": 0.5}, "examples.history_dropout=0.5.*'past'"),
         ({"max_labels": 0}, "examples.max_labels=0"),
+        ({"weight_power": 0.5}, "examples.weight_power=0.5.*'next_item'.*multi_hot"),
         (
             {"labels": "multi_hot", "history": "profile", "context": ("hour",)},
             "'hour'.*multi_hot",

@@ -25,6 +25,16 @@ def test_a_split_column_with_other_values_is_a_feature():
     assert schema.part is None and schema.features[0].name == "part"
 
 
+@pytest.mark.parametrize(
+    "values, found",
+    [(["5|6"], True), ([[5, 6]], True), ([["a"]], True), ([3], False), ([[0.5]], False)],
+)
+def test_lists_of_ids_called_negatives_are_the_negatives(values, found):
+    schema = infer_schema(pl.DataFrame({"user": [1], "item": [1], "Negatives": values}))
+    assert schema.negatives == ("Negatives" if found else None)
+    assert [f.name for f in schema.features] == ([] if found else ["Negatives"])
+
+
 def test_kinds_follow_types():
     n = 40
     items = pl.DataFrame(

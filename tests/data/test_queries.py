@@ -77,6 +77,16 @@ def test_an_unknown_seen_policy_and_an_empty_part_are_errors():
         past_queries(dataset_of([0, 0], [0, 1]), split_of([TRAIN, TEST]))
 
 
+def test_a_split_that_trains_on_validation_has_no_validation_queries():
+    data = dataset_of([0, 0, 0], [0, 1, 2], [0.0, 1.0, 2.0])
+    split = make_split(data, "leave_one_out", fit="train_and_valid")
+    with pytest.raises(ConfigError, match="split.fit='train_and_valid'.*nothing to validate on"):
+        past_queries(data, split, "valid")
+    queries = past_queries(data, split)
+    assert queries.batch(rows_of(queries))["history"].tolist() == [[-1, 0, 1]]
+    assert queries.seen(rows_of(queries), "train").tolist() == [[0, 1]]
+
+
 def test_a_target_that_the_user_had_in_training_stays_a_target():
     data = dataset_of([0, 0, 1], [1, 1, 2], np.arange(3.0))
     queries = past_queries(data, split_of([TRAIN, TEST, TRAIN]))

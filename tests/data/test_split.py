@@ -1,5 +1,6 @@
 """Splits: complete, seeded, independent of the file's order, and honest about time."""
 
+import dataclasses
 import time
 
 import numpy as np
@@ -224,6 +225,34 @@ def test_the_hash_of_a_known_split_does_not_change():
     )
 
 
+@pytest.mark.parametrize("name", sorted(SPLITS))
+def test_the_last_fit_trains_on_what_validated_and_tests_on_the_same(name):
+    data = _random_dataset(3)
+    if name == "predefined":
+        part_M = make_split(data, "random").part_M
+        part_M[part_M == VALID] = TRAIN
+        inter = dataclasses.replace(data.interactions, part=part_M)
+        data = dataclasses.replace(data, interactions=inter)
+    chosen = make_split(data, name, valid=0.2, test=0.2)
+    last = make_split(data, name, valid=0.2, test=0.2, fit="train_and_valid")
+    np.testing.assert_array_equal(last.target_M("test"), chosen.target_M("test"))
+    np.testing.assert_array_equal(last.known_M("test"), chosen.known_M("test"))
+    assert not last.target_M("valid").any() and chosen.target_M("valid").any()
+    assert np.all(last.part_M[(chosen.part_M == TRAIN) | (chosen.part_M == VALID)] == TRAIN)
+    of_test = np.isin(data.interactions.user, data.interactions.user[chosen.part_M == TEST])
+    folded = chosen.part_M == FOLD_IN
+    assert np.all(last.part_M[folded] == np.where(of_test[folded], FOLD_IN, TRAIN))
+    assert last.trains_on_valid and not chosen.trains_on_valid
+    assert last.params == {**chosen.params, "fit": "train_and_valid"}
+    assert last.hash != chosen.hash
+
+
+def test_the_last_fit_needs_no_validation():
+    data = _dataset([0, 0], [0, 1], part=[TRAIN, TEST])
+    split = make_split(data, "predefined", fit="train_and_valid")
+    assert split.part_M.tolist() == [TRAIN, TEST]
+
+
 @pytest.mark.parametrize("name", ["leave_one_out", "global_time"])
 def test_a_split_by_time_of_data_without_time_names_the_remedy(name):
     with pytest.raises(DataError, match="'toy' has no time.*'random'"):
@@ -264,6 +293,8 @@ def test_bad_parameters_are_named():
         make_split(data, "random", test=0.0)
     with pytest.raises(ConfigError, match="valid \\+ split.test is 1.1"):
         make_split(data, "random", valid=0.6, test=0.5)
+    with pytest.raises(ConfigError, match="split.fit is 'all'.*'train_and_valid'"):
+        make_split(data, "random", fit="all")
     with pytest.raises(ConfigError, match="part is 'train'"):
         make_split(data, "random").known_M("train")
 

@@ -153,6 +153,70 @@ def test_ids_keep_their_leading_zeros(tmp_path):
         load_table(tmp_path)
 
 
+SHOWN = """user,item,time,negatives
+1,5,9,6|7
+1,6,3,
+2,5,1,7| 5 |7
+"""
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_negatives_are_lists_of_items_beside_each_interaction(tmp_path, suffix):
+    write(tmp_path, interactions=SHOWN, items="item,price\n5,1.5\n6,2.5\n7,1\n")
+    if suffix == "parquet":
+        path = tmp_path / "interactions.csv"
+        lists = pl.Series("negatives", [[6, 7], None, [7, 5, None, 7]])
+        pl.read_csv(path).with_columns(lists).write_parquet(path.with_suffix(".parquet"))
+        path.unlink()
+    for _ in ("inferred", "read"):
+        data = load_table(tmp_path)
+        assert data.schema.negatives == "negatives" and not data.schema.of_side("context")
+        negatives = data.interactions.negatives
+        assert negatives.offsets.tolist() == [0, 0, 2, 5]
+        assert data.items.ids[negatives.items].tolist() == [6, 7, 7, 5, 7]
+        kept = data.interactions.select(data.interactions.user == 1).negatives
+        assert kept.offsets.tolist() == [0, 3] and kept.items.tolist() == [2, 0, 2]
+    other = Dataset.from_frames(
+        pl.DataFrame({"user": [1, 1, 2], "item": [5, 6, 5], "time": [9, 3, 1]})
+        .with_columns(negatives=pl.Series([[6], [], [7, 5, 7]])),
+        items=pl.DataFrame({"item": [5, 6, 7], "price": [1.5, 2.5, 1.0]}),
+    )  # fmt: skip
+    assert other.hash != data.hash
+    assert other.interactions.negatives.offsets.tolist() == [0, 0, 1, 4]
+
+
+def test_negatives_that_are_not_listed_are_an_error_or_dropped(tmp_path, caplog):
+    write(tmp_path, interactions=SHOWN, items="item,price\n5,1.5\n6,2.5\n")
+    message = (
+        r"interactions\.csv, row 1, column 'negatives': 3 negative\(s\) with 1 item\(s\) that are "
+        r"not in .*items\.csv, the first \[7\]"
+    )
+    with pytest.raises(DataError, match=message + ".*data.unknown_items=drop"):
+        load_table(tmp_path)
+    data = load_table(tmp_path, unknown_items="drop")
+    assert re.search(message, caplog.text)
+    assert data.interactions.negatives.offsets.tolist() == [0, 0, 1, 2]
+    # Negatives go with the interaction that is dropped.
+    write(tmp_path, items="item,price\n5,1.5\n7,1\n")
+    data = load_table(tmp_path, unknown_items="drop")
+    assert data.interactions.item.tolist() == [0, 0]
+    assert data.interactions.negatives.items.tolist() == [1, 1, 0, 1]
+
+
+def test_negatives_that_nobody_chose_are_items_where_there_is_no_table_of_them():
+    shown = Dataset.from_frames(frame(negatives=["7|6", None, "9"]))
+    assert shown.items.ids.tolist() == [5, 6, 7, 9]
+    assert shown.interactions.negatives.items.tolist() == [2, 1, 3]
+    empty = Dataset.from_frames(frame(shown=[None] * 3), schema=Schema(negatives="shown"))
+    assert empty.interactions.negatives.offsets.tolist() == [0] * 4
+    one_each = Dataset.from_frames(frame(shown=[6, None, 7]), schema=Schema(negatives="shown"))
+    assert one_each.interactions.negatives.offsets.tolist() == [0, 1, 1, 2]
+    with pytest.raises(DataError, match="column 'shown': each row lists ids.*Float64"):
+        Dataset.from_frames(frame(shown=[0.5, 1.0, 2.0]), schema=Schema(negatives="shown"))
+    with pytest.raises(DataError, match="no column 'shwn'.*did you mean 'shown'"):
+        Dataset.from_frames(frame(shown=["5", "6", "5"]), schema=Schema(negatives="shwn"))
+
+
 def test_parts_may_be_given_as_words():
     data = Dataset.from_frames(frame(split=["Train", "validation", "test"]))
     assert data.interactions.part is not None

@@ -1,0 +1,78 @@
+"""Does every combination of candidates, item side and label kind train?
+
+    python experiments/ablations/combinations.py --out=experiments/ablations/combinations.md
+
+{full, in_batch, sampled, mixed} x {softmax head, item tower} x {next_item, multi_hot} on planted
+data, each from `configs/two_tower.py` with one field changed per choice, beside popularity.
+"""
+
+import itertools
+import pathlib
+import platform
+import tempfile
+import time
+from typing import Any
+
+import jax
+from absl import app, flags
+
+import recjax
+from recjax.files import write_file
+from recjax.tables import markdown_table
+
+_OUT = flags.DEFINE_string("out", "", "Markdown file that the table is written to.")
+_SMOKE = flags.DEFINE_bool("smoke", False, "A few steps on little data: does it run?")
+
+CANDIDATES = ("full", "in_batch", "uniform", "mixed")
+ITEM_SIDES = ("softmax", "tower")
+LABELS = ("next_item", "multi_hot")
+SMALL = {"data.synthetic.users": 400, "data.synthetic.items": 200, "train.epochs": 1.0}
+
+
+def train(candidates: str, side: str, labels: str, **changes: Any) -> dict[str, object]:
+    """Trains one combination; its row of the table.
+
+    Users are few beside interactions, so multi_hot, with one example a user, gets more epochs.
+    """
+    config = recjax.load_config(
+        "configs/two_tower.py",
+        **{
+            "loss.candidates": candidates,
+            "model.item.side": side,
+            "examples.labels": labels,
+            "train.epochs": 40.0 if labels == "multi_hot" else 4.0,
+            "log.tensorboard": False,
+            **changes,
+        },
+    )
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        run = recjax.train(config, folder, quiet=True)
+    return {
+        "candidates": candidates,
+        "item side": side,
+        "labels": labels,
+        "recall@10": run.metrics["test/recall@10"],
+        "popularity": run.metrics["test/popularity/recall@10"],
+        "seconds": f"{time.perf_counter() - began:.0f}",
+    }
+
+
+def main(argv: list[str]) -> None:
+    """Trains all and prints the table."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument {argv[1]!r}")
+    rows = []
+    for choice in itertools.product(CANDIDATES, ITEM_SIDES, LABELS):
+        rows.append(train(*choice, **(SMALL if _SMOKE.value else {})))
+        print(" ".join(f"{name}={value}" for name, value in rows[-1].items()), flush=True)
+    text = markdown_table(rows)
+    print(text)
+    if _OUT.value:
+        where = f"{platform.machine()}, {jax.devices()[0].device_kind}"
+        about = f"`python experiments/ablations/combinations.py`, JAX {jax.__version__}, {where}."
+        write_file(pathlib.Path(_OUT.value), f"{about}\n\n{text}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,197 @@
+"""Checks of a config that need no data: legal values, and choices that go together."""
+
+import math
+
+from recjax.candidates import SOURCES
+from recjax.config import Config, check_choices, flatten_config
+from recjax.data.queries import SEEN_POLICIES
+from recjax.data.split import SPLITS
+from recjax.errors import ConfigError
+from recjax.losses import LOSSES
+from recjax.metrics import PER_QUERY
+from recjax.models.features import POOLINGS
+from recjax.models.towers import ACTIVATIONS
+from recjax.optim import OPTIMIZERS, SCHEDULES
+
+CHOICES = {
+    "data.unknown_items": ("error", "drop"),
+    "split.name": tuple(SPLITS),
+    "split.fit": ("train", "train_and_valid"),
+    "examples.labels": ("next_item", "multi_hot"),
+    "examples.history": ("auto", "past", "profile"),
+    "model.query.output": ("linear", "none"),
+    "model.query.activation": tuple(ACTIVATIONS),
+    "model.query.normalization": ("none", "layer"),
+    "model.query.pooling": POOLINGS,
+    "model.query.history_table": ("own", "item"),
+    "model.item.side": ("tower", "softmax"),
+    "model.item.output": ("linear", "none"),
+    "model.item.activation": tuple(ACTIVATIONS),
+    "model.item.normalization": ("none", "layer"),
+    "tables.mode": ("auto", "dense", "rows"),
+    "loss.name": tuple(LOSSES),
+    "loss.candidates": ("full", *SOURCES),
+    "loss.frequency": ("exact", "streaming"),
+    "optim.name": tuple(OPTIMIZERS),
+    "optim.schedule": tuple(SCHEDULES),
+    "eval.corpus": ("listed", "rated", "seen"),
+    "eval.seen": SEEN_POLICIES,
+    "parallel.mapper": ("shard_map", "pmap"),
+}
+_POSITIVE = (
+    "model.dim",
+    "model.feature_dim",
+    "model.temperature",
+    "tables.init",
+    "loss.num_sampled",
+    "loss.hard_negatives",
+    "loss.hard_refresh",
+    "loss.memory",
+    "loss.explicit_weight",
+    "loss.frequency_rate",
+    "loss.positive_scale",
+    "loss.corpus_chunk",
+    "diagnostics.queries",
+    "diagnostics.draws",
+    "optim.learning_rate",
+    "train.batch_size",
+    "eval.batch_size",
+    "checkpoint.keep",
+    "log.every",
+)
+_NOT_NEGATIVE = (
+    "examples.min_history",
+    "examples.weight_power",
+    "loss.unigram_power",
+    "loss.negative_weight",
+    "loss.frequency_buckets",
+    "optim.clip_norm",
+    "optim.eps",
+    "optim.initial_accumulator",
+    "optim.warmup_steps",
+    "optim.weight_decay",
+    "train.steps",
+    "train.prefetch",
+    "diagnostics.every",
+    "eval.every",
+    "eval.patience",
+    "eval.bootstrap",
+    "checkpoint.every",
+    "parallel.data",
+)
+_BELOW_ONE = (
+    "model.query.dropout",
+    "model.query.embedding_dropout",
+    "model.query.id_dropout",
+    "model.item.dropout",
+    "model.item.embedding_dropout",
+    "model.item.id_dropout",
+    "loss.label_smoothing",
+    "optim.b1",
+    "optim.b2",
+)
+_SEEDS = ("seed", "split.seed")
+
+
+def check_config(config: Config) -> None:
+    """Checks values and combinations that need no data.
+
+    Raises:
+      ConfigError: naming the key, its value and what would be legal.
+    """
+    check_choices(config, CHOICES)
+    flat = flatten_config(config)
+
+    def check(key: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise ConfigError(f"config.{key}={flat[key]}: it {rule}")
+
+    for key, value in flat.items():
+        check(key, not isinstance(value, float) or math.isfinite(value), "must be finite")
+    for key in _POSITIVE:
+        check(key, flat[key] > 0, "must be above 0")
+    for key in _NOT_NEGATIVE:
+        check(key, flat[key] >= 0, "must not be negative")
+    for key in _BELOW_ONE:
+        check(key, 0.0 <= flat[key] < 1.0, "must be in [0, 1)")
+    for key in _SEEDS:
+        check(key, 0 <= flat[key] < 2**32, "must be in 0..2**32-1")
+    for key in ("model.query.hidden", "model.item.hidden"):
+        sizes_are_legal = all(isinstance(size, int) and size >= 1 for size in flat[key])
+        check(key, sizes_are_legal, "must hold whole numbers, from 1 on")
+    pooling = "model.query.pooling"
+    check(pooling, flat[pooling] != (), f"needs at least one of {POOLINGS}")
+    check("eval.ks", min(flat["eval.ks"], default=0) >= 1, "needs at least one k, from 1 on")
+    legal = [f"{name}@{k}" for name in PER_QUERY for k in config.eval.ks]
+    check_choices(config, {"eval.metric": legal})
+    if config.train.steps == 0:
+        check("train.epochs", config.train.epochs > 0, "must be above 0 where train.steps is 0")
+    _check_objective(config)
+
+
+def _check_objective(config: Config) -> None:
+    """Raises where choices of the objective make no sense together, saying why."""
+    loss, model = config.loss, config.model
+    full = loss.candidates == "full"
+    rules = (
+        (
+            full and loss.correct_positive,
+            "loss.correct_positive=True with loss.candidates=full: the full corpus is not drawn, "
+            "so there is no log q to correct; set it to False or choose drawn candidates",
+        ),
+        (
+            loss.frequency == "streaming" and not draws(loss, "in_batch", "memory"),
+            f"loss.frequency=streaming with loss.candidates={loss.candidates}: only in_batch and "
+            "memory candidates come at a rate that has to be estimated; set it to exact",
+        ),
+        (
+            loss.label_smoothing > 0 and loss.name != "softmax",
+            f"loss.label_smoothing={loss.label_smoothing} with loss.name={loss.name}: it moves "
+            "label mass within a softmax, and the other losses have no label distribution; set "
+            "it to 0.0 or loss.name to softmax",
+        ),
+        (
+            loss.name == "ccl" and not (model.normalize and model.temperature == 1.0),
+            "loss.name=ccl is on cosines: it needs model.normalize=True and model.temperature=1.0",
+        ),
+        (
+            loss.name == "ccl" and model.learn_temperature,
+            "loss.name=ccl with model.learn_temperature=True: it is on cosines, which a "
+            "temperature would stretch; set it to False",
+        ),
+        (
+            full and loss.name != "softmax" and config.parallel.model > 1,
+            f"loss.name={loss.name} with loss.candidates=full and parallel.model > 1: only the "
+            "softmax is summed over a corpus that is split; set parallel.model to 1",
+        ),
+        (
+            full and config.diagnostics.every > 0,
+            "diagnostics.every > 0 with loss.candidates=full: that is the exact gradient itself; "
+            "set it to 0 or choose drawn candidates",
+        ),
+        (
+            loss.name != "softmax" and config.diagnostics.every > 0,
+            f"diagnostics.every > 0 with loss.name={loss.name}: estimators are compared with the "
+            "exact softmax; set it to 0",
+        ),
+        (
+            model.item.side == "softmax"
+            and model.item.embedding_dropout + model.item.id_dropout > 0.0,
+            "model.item.embedding_dropout and id_dropout with model.item.side=softmax: they act in "
+            "towers; set them to 0.0",
+        ),
+        (
+            config.examples.weight_power > 0 and config.examples.labels == "next_item",
+            "examples.weight_power with examples.labels=next_item: an example there is one "
+            "interaction, so active users count by their activity already; set it to 0.0",
+        ),
+    )
+    for broken, message in rules:
+        if broken:
+            raise ConfigError(f"config.{message}")
+
+
+def draws(loss: Config, *names: str) -> bool:
+    """Whether one of these sources is drawn, by itself or in a mixture."""
+    parts = tuple(loss.mixed) if loss.candidates == "mixed" else (loss.candidates,)
+    return bool(set(parts) & set(names))
