@@ -20,6 +20,9 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.model.query.output = "none"
     c.model.item.side = "softmax"
     c.model.item.bias = True
+    if data == "gowalla":
+        c.model.item.bias = False
+        c.optim.learning_rate = 1e-2
     if data.startswith("movielens"):
         c.train.epochs *= 2  # a user's vector learns from that user's examples alone
     return c

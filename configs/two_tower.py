@@ -202,17 +202,22 @@ def _on(c: ConfigDict, data: str) -> None:
         c.train.epochs = 12.0 if data == "movielens-100k" else 4.0
     if data == "gowalla":  # no times and no features: users are what they visited
         c.examples.labels = "multi_hot"
-        c.examples.history_length = 128
+        c.examples.history_length = 256
         c.examples.history_dropout = 0.5
-        c.model.feature_dim = 64
+        c.examples.max_labels = 256
+        c.examples.weight_power = 0.5
+        c.model.dim = 128
+        c.model.feature_dim = 128
         c.model.normalize = True
         c.model.temperature = 0.1
         c.model.query.hidden = ()
+        c.model.query.output = "none"
         c.model.query.pooling = ("sqrt",)
         c.model.item.hidden = ()
-        c.optim.learning_rate = 1e-2
+        c.model.item.output = "none"
+        c.optim.learning_rate = 2e-2
         c.train.batch_size = 1024
-        c.train.epochs = 15.0
+        c.train.epochs = 20.0
         c.eval.metric = "recall@20"
     if data == "table":  # of any size: validated often, stopped when it no longer gains
         c.split.name = "leave_one_out"

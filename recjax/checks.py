@@ -140,6 +140,21 @@ def _check_objective(config: Config) -> None:
             "so there is no log q to correct; set it to False or choose drawn candidates",
         ),
         (
+            loss.correct_positive and not loss.correct_logq,
+            "loss.correct_positive=True with loss.correct_logq=False: the label alone would be "
+            "corrected; set the latter to True or the former to False",
+        ),
+        (
+            loss.correct_positive and loss.candidates in ("explicit", "hard"),
+            f"loss.correct_positive=True with loss.candidates={loss.candidates}: these negatives "
+            "are each example's own and have no log q that a label could share; set it to False",
+        ),
+        (
+            loss.correct_positive and loss.name != "softmax",
+            f"loss.correct_positive=True with loss.name={loss.name}: only the softmax counts the "
+            "label among the candidates; set it to False",
+        ),
+        (
             loss.frequency == "streaming" and not draws(loss, "in_batch", "memory"),
             f"loss.frequency=streaming with loss.candidates={loss.candidates}: only in_batch and "
             "memory candidates come at a rate that has to be estimated; set it to exact",

@@ -120,7 +120,8 @@ class Experiment:
 
     def init_state(self) -> TrainState:
         """The state before the first step, on the devices."""
-        return self.parallel.place(jax.jit(self._new_state)(self.arrays), self.state_specs)
+        shardings = self.parallel.shardings(self.state_specs)
+        return jax.jit(self._new_state, out_shardings=shardings)(self.arrays)
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:

@@ -45,9 +45,9 @@ def make_loss(
 ) -> Loss:
     """Builds a loss by its name; what it is, the function of that name says.
 
-    `sampled` is `sampled_loss` of the rule. `full` takes the arguments of
-    `recjax.ops.softmax.softmax_loss`: for 'softmax' it is that; for the others it is the rule with
-    every item as a candidate, on one shard (`full_loss`).
+    `sampled` is `sampled_loss` of the rule. `full` takes the arguments of `full_loss`, and is that
+    but for 'softmax', where it is `recjax.ops.softmax.softmax_loss`, which can be split over an
+    axis. A setting that the loss does not read must stand at its default.
 
     Args:
         name: 'softmax', 'bpr', 'bce', 'ccl' or 'bsl'.
@@ -73,10 +73,13 @@ def make_loss(
     read, make = LOSSES[name]
     for key, (value, default, is_legal, legal) in settings.items():
         if not is_legal:
-            raise ConfigError(f"{key} must be {legal}, not {value}")
+            raise ConfigError(f"config.loss.{key}={value}: it must be {legal}")
         if value != default and key not in read:
             readers = " and ".join(other for other in LOSSES if key in LOSSES[other].settings)
-            raise ConfigError(f"{key}={value} is for {readers}; with {name} it must be {default}")
+            raise ConfigError(
+                f"config.loss.{key}={value} is for {readers}; with loss.name={name} it must be "
+                f"{default}"
+            )
     chosen = {key: settings[key][0] for key in read}
     return make(num_items=num_items, **chosen)
 

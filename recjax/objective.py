@@ -198,7 +198,8 @@ class Objective:
         inside_C = item_C < self.num_items
         item_C = jnp.where(inside_C, item_C, 0)
         mask_C = inside_C & arrays["trainable_N"][item_C]
-        shared = sum_gradient({k: v for k, v in params.items() if k not in _WHOLE}, axis)
+        summed = {k: v for k, v in params.items() if k not in _WHOLE}
+        shared = {**params, **sum_gradient(summed, axis)}
         bias_C = towers.item_bias(shared)
         if bias_C is not None:
             bias_C = jax.lax.dynamic_slice_in_dim(bias_C, offset, count)

@@ -99,20 +99,16 @@ class Parallel:
 
         return jax.tree_util.tree_map_with_path(spec, state)
 
-    def place(self, state: PyTree, specs: PyTree) -> PyTree:
-        """Puts every leaf on the mesh."""
-        return jax.tree.map(
-            lambda leaf, spec: jax.device_put(leaf, NamedSharding(self.mesh, spec)), state, specs
-        )
+    def shardings(self, specs: PyTree) -> PyTree:
+        """Where a state with these specs lies on the mesh."""
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), specs)
 
     def abstract(self, state: PyTree, specs: PyTree) -> PyTree:
         """Shapes, dtypes and shardings of `state`, to restore into."""
         return jax.tree.map(
-            lambda leaf, spec: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=NamedSharding(self.mesh, spec)
-            ),
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
             state,
-            specs,
+            self.shardings(specs),
         )
 
     def replicate(self, tree: PyTree) -> PyTree:

@@ -161,7 +161,9 @@ class TrainStep:
         }
 
     def _sum(self, tree: PyTree) -> PyTree:
-        return jax.lax.psum(tree, self.objective.data_axis)
+        """The sum over replicas; on one, no collective, which would copy the gradients."""
+        axis = self.objective.data_axis
+        return tree if jax.lax.axis_size(axis) == 1 else jax.lax.psum(tree, axis)
 
     def _update_tables(
         self, state: TrainState, question: Question, row_grads: PyTree
@@ -175,11 +177,10 @@ class TrainStep:
                     if used == table:
                         ids.append(ids_of_use.reshape(-1))
                         grads.append(row_grads[scope][name].reshape(ids[-1].shape[0], -1))
-            ids_M, grads_MxD = jax.lax.all_gather(
-                (jnp.concatenate(ids), jnp.concatenate(grads)),
-                self.objective.data_axis,
-                tiled=True,
-            )
+            ids_M, grads_MxD = jnp.concatenate(ids), jnp.concatenate(grads)
+            axis = self.objective.data_axis
+            if jax.lax.axis_size(axis) > 1:
+                ids_M, grads_MxD = jax.lax.all_gather((ids_M, grads_MxD), axis, tiled=True)
             tables[table], table_state[table] = self.row_optimizer.update(
                 tables[table],
                 table_state[table],

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from recjax.errors import ConfigError
+from recjax.errors import ConfigError, DataError
 from tests.runs import small_experiment
 from tests.tiny import tiny_dataset
 
@@ -69,36 +69,26 @@ def test_queries_are_made_once_for_each_experiment():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"eval__metric": "recall@7"}, "eval.metric='recall@7'.*'recall@5'"),
-        ({"eval__metric": "coverage@5"}, "eval.metric='coverage@5' is none of"),
-        ({"eval__ks": (0, 10)}, r"eval.ks=\(0, 10\)"),
-        ({"optim__learning_rate": float("inf")}, "optim.learning_rate=inf.*finite"),
-        ({"train__batch_size": 0}, "train.batch_size=0: it must be above 0"),
-        ({"eval__patience": -1}, "eval.patience=-1"),
-        ({"split__name": "leave_on_out"}, "did you mean 'leave_one_out'"),
-        ({"train__steps": 0, "train__epochs": 0.0}, "train.epochs=0.0: it must be above 0"),
-        ({"model__query__dropout": 1.0}, r"model.query.dropout=1.0: it must be in \[0, 1\)"),
-        ({"model__item__hidden": (8, 0)}, r"model.item.hidden=\(8, 0\).*from 1 on"),
-        ({"model__query__hidden": (0.5,)}, r"model.query.hidden=\(0.5,\).*whole numbers"),
-        ({"model__query__pooling": ()}, r"model.query.pooling=\(\).*at least one of .*'mean'"),
-        ({"examples__min_history": -1}, "examples.min_history=-1: it must not be negative"),
-        ({"seed": -1}, r"config.seed=-1: it must be in 0..2\*\*32-1"),
-        ({"split__seed": 2**32}, "split.seed=4294967296: it must be in 0.."),
-        ({"train__epochs": float("nan")}, "train.epochs=nan: it must be finite"),
-        ({"train__epochs": float("inf")}, "train.epochs=inf: it must be finite"),
-        ({"optim__weight_decay": float("nan")}, "optim.weight_decay=nan: it must be finite"),
-        ({"optim__weight_decay": -0.1}, "optim.weight_decay=-0.1: it must not be negative"),
-        ({"optim__clip_norm": -1.0}, "optim.clip_norm=-1.0: it must not be negative"),
-        ({"optim__eps": -1e-8}, "optim.eps=-1e-08: it must not be negative"),
-        ({"optim__initial_accumulator": -0.1}, "optim.initial_accumulator=-0.1: it must not"),
-        ({"optim__warmup_steps": -1}, "optim.warmup_steps=-1: it must not be negative"),
-        ({"optim__b1": 1.0}, r"optim.b1=1.0: it must be in \[0, 1\)"),
-        ({"optim__b2": -0.1}, r"optim.b2=-0.1: it must be in \[0, 1\)"),
         ({"model__query__features": ("user_id", "agee")}, "no feature 'agee'.*'age'"),
         ({"parallel__data": 3}, "batch_size=32 is not divisible by the 3 devices"),
         ({"parallel__model": 2, "optim__clip_norm": 1.0}, "clip_norm needs"),
+        (
+            {"loss__candidates": "mixed", "loss__mixed": ("in_batch", "unifrom")},
+            "loss.mixed: no 'unifrom': there are in_batch, uniform, .*did you mean 'uniform'",
+        ),
+        ({"loss__margin": 0.5}, "margin=0.5 is for ccl; with softmax it must be 0.0"),
     ],
 )
 def test_what_cannot_be_names_the_key(changes, message):
     with pytest.raises(ConfigError, match=message):
         small_experiment("mf", **changes)
+
+
+@pytest.mark.parametrize(
+    "candidates",
+    [{"loss__candidates": "explicit"}, {"loss__candidates": "mixed"}],
+    ids=["explicit", "mixed"],
+)
+def test_explicit_negatives_need_data_that_name_them(candidates):
+    with pytest.raises(DataError, match="name under 'negatives' in schema.json the column"):
+        small_experiment("mf", **candidates, loss__mixed=("in_batch", "explicit"))

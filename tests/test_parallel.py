@@ -51,7 +51,7 @@ def test_named_tables_are_split_and_all_else_is_whole():
     state = {"params": {"head": table, "w": table}, "optim": {"head": (table, jnp.float32(1))}}
     specs = parallel.specs(state, ("head",))
     assert specs == {"params": {"head": P("model"), "w": P()}, "optim": {"head": (P("model"), P())}}
-    placed = parallel.place(state, specs)
+    placed = jax.device_put(state, parallel.shardings(specs))
     assert {s.data.shape for s in placed["params"]["head"].addressable_shards} == {(4, 2)}
     assert {s.data.shape for s in placed["params"]["w"].addressable_shards} == {(8, 2)}
     abstract = parallel.abstract(jax.eval_shape(lambda: state), specs)
@@ -73,7 +73,7 @@ def test_each_device_gets_its_own_rows_of_the_batch(mapper):
         rows = jax.lax.all_gather(batch["row"], "data", tiled=True)
         return state + jnp.sum(arrays["one"]) * batch["row"].shape[0], {"rows": rows}
 
-    state = parallel.place(first, P())
+    state = jax.device_put(first, parallel.shardings(P()))
     mapped = parallel.compile(step, P())
     batch = parallel.put_batch({"row": np.arange(16)})
     arrays = parallel.replicate({"one": np.ones(1, np.int32)})

@@ -20,7 +20,9 @@ CASES = {
 def made(case, data=1, model=1):
     """(experiment, its first variables on its devices, queries)."""
     experiment = tiny_experiment(**CASES[case], parallel__data=data, parallel__model=model)
-    state = experiment.parallel.place(whole_state(experiment), experiment.state_specs)
+    state = jax.device_put(
+        whole_state(experiment), experiment.parallel.shardings(experiment.state_specs)
+    )
     return experiment, variables_of(state), experiment.queries("test")
 
 

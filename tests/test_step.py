@@ -9,27 +9,64 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.tiny import host_batch, tiny_experiment, whole_state
+from recjax.data.synthetic import make_synthetic
+from tests.tiny import host_batch, tiny_dataset, tiny_experiment, whole_state
 
 ONE, EIGHT, SHARDED = (1, 1), (8, 1), (4, 2)  # (data, model) devices
 STEPS = range(5, 15)  # the epoch's last batch, which is padded, among them
 
 SAMPLED = {"loss__candidates": "uniform", "loss__num_sampled": 16, "tables__mode": "rows"}
 MULTI_HOT = {"examples__labels": "multi_hot"}
+
+
+@functools.cache
+def shown_dataset():
+    """As `tiny_dataset`, with four items that were shown at each interaction and not chosen."""
+    return make_synthetic(users=40, items=51, interactions_per_user=8, impressions=4)
+
+
 CASES = {
     "softmax": {"config": "softmax", "model__item__bias": True, "model__query__dropout": 0.3},
     "shared_head": {
         "config": "softmax",
         "model__query__history_table": "item",
         "model__normalize": True,
+        "model__temperature": 0.5,
+        "model__learn_temperature": True,
+        "loss__label_smoothing": 0.1,
+        "loss__log_prior": 1.0,
     },
     "tower": {
         "model__item__dropout": 0.3,
+        "model__item__embedding_dropout": 0.2,
+        "model__item__id_dropout": 0.2,
         "model__query__history_table": "item",
+        "model__learn_temperature": True,
         "loss__corpus_chunk": 16,
     },
     "in_batch": {"loss__candidates": "in_batch", "model__normalize": True},
+    "in_batch_bpr": {"loss__candidates": "in_batch", "loss__name": "bpr", **MULTI_HOT},
     "in_batch_multi_hot": {"loss__candidates": "in_batch", **MULTI_HOT},
+    "mixed": {
+        **SAMPLED,
+        "dataset": shown_dataset,
+        "loss__candidates": "mixed",
+        "loss__mixed": ("memory", "uniform", "explicit"),
+        "loss__memory": 24,  # the batch and a half
+        "loss__frequency": "streaming",
+        "model__item__embedding_dropout": 0.2,
+        "model__item__id_dropout": 0.2,
+        "model__learn_temperature": True,
+    },
+    "hard": {
+        "config": "softmax",
+        "loss__candidates": "hard",
+        "loss__num_sampled": 24,
+        "loss__hard_negatives": 4,
+        "loss__hard_refresh": 3,
+        "model__item__bias": True,
+        "tables__mode": "rows",
+    },
     "sampled": {"model__query__history_table": "item", **SAMPLED, **MULTI_HOT},
     "sampled_softmax": {"config": "softmax", "model__item__bias": True, **SAMPLED},
 }
@@ -74,7 +111,8 @@ def compiled(case, optimizer="sgd", devices=ONE, mapper="shard_map", mode=None):
 def _compiled(case, optimizer, devices, mapper, mode):
     settings = CASES[case] | OPTIMIZERS[optimizer] | ({"tables__mode": mode} if mode else {})
     settings |= {"parallel__data": devices[0], "parallel__model": devices[1]}
-    experiment = tiny_experiment(**settings, parallel__mapper=mapper)
+    dataset = settings.pop("dataset", tiny_dataset)()
+    experiment = tiny_experiment(**settings, dataset=dataset, parallel__mapper=mapper)
     counted = Counted(experiment.step)
     return experiment, experiment.parallel.compile(counted, experiment.state_specs), counted
 
@@ -84,13 +122,19 @@ def take(experiment, step, batches, state=None):
 
     Each step is waited for: fake devices deadlock when several are queued.
     """
+    state, metrics = measured(experiment, step, batches, state)
+    return state, float(metrics["loss"])
+
+
+def measured(experiment, step, batches, state=None):
+    """As `take`, with all the metrics of the last step."""
     state = whole_state(experiment) if state is None else state
-    state = experiment.parallel.place(state, experiment.state_specs)
+    state = jax.device_put(state, experiment.parallel.shardings(experiment.state_specs))
     metrics = {}
     for batch in batches:
         state, metrics = step(state, experiment.parallel.put_batch(batch), experiment.arrays)
         jax.block_until_ready(state)
-    return state, float(metrics["loss"])
+    return state, metrics
 
 
 def trained(case, optimizer="sgd", devices=ONE, mapper="shard_map", mode=None):
@@ -135,7 +179,9 @@ FAST = {
     ("shared_head", "sgd", SHARDED),
     ("tower", "sgd", SHARDED),
     ("in_batch", "sgd", EIGHT),
-    ("in_batch_multi_hot", "sgd", EIGHT),
+    ("in_batch_bpr", "sgd", EIGHT),
+    ("mixed", "sgd", SHARDED),
+    ("hard", "sgd", SHARDED),
     ("sampled", "sgd", SHARDED),
     ("sampled_softmax", "adagrad", SHARDED),
     ("sampled_softmax", "adam", SHARDED),
@@ -244,27 +290,45 @@ def test_a_user_id_without_layers_beside_a_head_is_matrix_factorisation():
         model__query__hidden=(),
         model__item__bias=False,
         model__temperature=0.5,
+        model__learn_temperature=True,
         optim__learning_rate=1.0,
     )
     step = experiment.parallel.compile(experiment.step, experiment.state_specs)
     batch = host_batch(experiment, 0)
     before = whole_state(experiment)
-    assert set(before.params) == {"embedding"} and not before.tables
+    assert set(before.params) == {"embedding", "log_temperature"} and not before.tables
+    assert before.params["log_temperature"] == pytest.approx(np.log(0.5))
     before = jax.tree.map(np.float64, before.params["embedding"])
-    after, loss = take(experiment, step, [batch])
+    after, metrics = measured(experiment, step, [batch])
 
     rows = np.arange(16)
     query_BxD = before["user_id"][batch["user"]]
-    exp_BxN = np.exp(query_BxD @ before["head"][:51].T / 0.5) * experiment.train_mask_N
+    logits_BxN = query_BxD @ before["head"][:51].T / 0.5
+    exp_BxN = np.exp(logits_BxN) * experiment.train_mask_N
     p_BxN = exp_BxN / exp_BxN.sum(axis=1, keepdims=True)
     excess_BxN = p_BxN - np.eye(51)[batch["label"][:, 0]]
     d_user, d_item = np.zeros_like(before["user_id"]), np.zeros_like(before["head"])
     np.add.at(d_user, batch["user"], excess_BxN @ before["head"][:51] / 0.5 / 16)
     d_item[:51] = excess_BxN.T @ query_BxD / 0.5 / 16
-    assert loss == pytest.approx(-np.log(p_BxN[rows, batch["label"][:, 0]]).mean(), rel=1e-6)
+    label_BxD = before["head"][batch["label"][:, 0]]
+    loss = -np.log(p_BxN[rows, batch["label"][:, 0]]).mean()
+    length = (np.linalg.norm(query_BxD, axis=1) * np.linalg.norm(label_BxD, axis=1)).mean()
+    assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-6)
+    assert float(metrics["logit_scale"]) == pytest.approx(length / 0.5, rel=1e-6)
+    # A logit is a product over e^log_temperature, so its slope in that is the logit, less its sign.
+    d_log_temperature = -(excess_BxN * logits_BxN).sum(axis=1).mean()
+    moved = np.log(0.5) - float(after.params["log_temperature"])
+    assert moved == pytest.approx(d_log_temperature, abs=1e-6)
+    assert abs(moved) > 1e-3
     after = after.params["embedding"]
     np.testing.assert_allclose(before["user_id"] - after["user_id"], d_user, atol=1e-7)
     np.testing.assert_allclose(before["head"] - after["head"], d_item, atol=1e-7)
+
+
+def test_the_logit_scale_of_unit_vectors_is_one_over_the_temperature():
+    experiment, step, _ = compiled("shared_head", "sgd", SHARDED)
+    _, metrics = measured(experiment, step, [host_batch(experiment, 12)])
+    assert float(metrics["logit_scale"]) == pytest.approx(2, rel=1e-5)
 
 
 def test_the_logged_loss_is_the_mean_over_examples_since_the_last_log():

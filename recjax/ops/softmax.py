@@ -280,7 +280,14 @@ def _uniform_target(plan: _Plan, corpus: Corpus, fixed_N: Array | None) -> _Unif
     counts_N = jnp.ones(len(item_NxD), bool) if fixed_N is None else ~jnp.isneginf(fixed_N)
     share = plan.smoothing / _sum_over(jnp.sum(counts_N, dtype=jnp.float32), plan.axis)
     shift = jnp.float32(0) if shift_N is None else jnp.sum(jnp.where(counts_N, shift_N, 0.0))
-    item_D = product("n,nd->d", counts_N.astype(item_NxD.dtype), item_NxD)
+    # One product over a million items would sum them one after the other, and lose five digits.
+    parts = Corpus(item_NxD, jnp.where(counts_N, 0.0, -jnp.inf), min(1024, len(item_NxD)))
+
+    def add(chunk: Chunk, sum_D: Array) -> Array:
+        counts_C = (chunk.shift_C == 0).astype(item_NxD.dtype)
+        return sum_D + product("c,cd->d", counts_C, chunk.item_CxD)
+
+    item_D = parts.fold(add, jnp.zeros(item_NxD.shape[1], jnp.float32))
     return _Uniform(share * counts_N.astype(jnp.float32), share * item_D, share * shift)
 
 

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from recjax.losses import bpr
 from recjax.ops.candidate_loss import candidate_loss
 
 BATCH, DIM, COUNT = 5, 3, 12
@@ -92,3 +93,19 @@ def test_there_are_fewer_rows_in_a_tile_where_there_are_many_candidates():
     memory = jax.jit(jax.grad(loss)).lower(*inputs).compile().memory_analysis()
     assert memory is not None
     assert memory.temp_size_in_bytes < 2**28
+
+
+def test_bpr_with_many_labels_holds_no_more_than_some_tiles():
+    tile, labels, count = 64, 100, 2000
+    shapes = [(tile, 4), (tile, labels, 4), (count, 4)]
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+
+    def loss(query, own, candidate):
+        ids = jnp.arange(tile * labels, dtype=jnp.int32).reshape(tile, labels)
+        targets = ids, None, jnp.ones((tile, labels)), None, jnp.zeros(count), jnp.ones(tile)
+        return candidate_loss(bpr, query, own, candidate, *targets)[0]
+
+    grad = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    memory = grad.lower(*inputs).compile().memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < 12 * tile * count * 4

@@ -1,0 +1,102 @@
+"""What a config cannot ask for, without any data: values, and choices that do not go together."""
+
+import pytest
+
+from recjax.checks import check_config
+from recjax.errors import ConfigError
+from tests.runs import small_config
+
+STREAMING = {"loss.frequency": "streaming"}
+CCL = {"loss.name": "ccl"}
+COSINES = {"model.normalize": True, "model.temperature": 1.0}
+TOWER = {"model.item.side": "tower"}
+IN_BATCH, HARD = {"loss.candidates": "in_batch"}, {"loss.candidates": "hard"}
+POSITIVE, SMOOTHED = {"loss.correct_positive": True}, {"loss.label_smoothing": 0.1}
+BPR, DIAGNOSED, SPLIT = {"loss.name": "bpr"}, {"diagnostics.every": 5}, {"parallel.model": 2}
+DROPPED, WEIGHED = {"model.item.id_dropout": 0.5}, {"examples.weight_power": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eval.metric": "recall@7"}, "eval.metric='recall@7'.*'recall@5'"),
+        ({"eval.metric": "coverage@5"}, "eval.metric='coverage@5' is none of"),
+        ({"eval.ks": (0, 10)}, r"eval.ks=\(0, 10\)"),
+        ({"optim.learning_rate": float("inf")}, "optim.learning_rate=inf.*finite"),
+        ({"train.batch_size": 0}, "train.batch_size=0: it must be above 0"),
+        ({"eval.patience": -1}, "eval.patience=-1"),
+        ({"split.name": "leave_on_out"}, "did you mean 'leave_one_out'"),
+        ({"train.steps": 0, "train.epochs": 0.0}, "train.epochs=0.0: it must be above 0"),
+        ({"model.query.dropout": 1.0}, r"model.query.dropout=1.0: it must be in \[0, 1\)"),
+        ({"model.item.hidden": (8, 0)}, r"model.item.hidden=\(8, 0\).*from 1 on"),
+        ({"model.query.hidden": (0.5,)}, r"model.query.hidden=\(0.5,\).*whole numbers"),
+        ({"model.query.pooling": ()}, r"model.query.pooling=\(\).*at least one of .*'mean'"),
+        ({"examples.min_history": -1}, "examples.min_history=-1: it must not be negative"),
+        ({"seed": -1}, r"config.seed=-1: it must be in 0..2\*\*32-1"),
+        ({"split.seed": 2**32}, "split.seed=4294967296: it must be in 0.."),
+        ({"train.epochs": float("nan")}, "train.epochs=nan: it must be finite"),
+        ({"train.epochs": float("inf")}, "train.epochs=inf: it must be finite"),
+        ({"optim.weight_decay": float("nan")}, "optim.weight_decay=nan: it must be finite"),
+        ({"optim.weight_decay": -0.1}, "optim.weight_decay=-0.1: it must not be negative"),
+        ({"optim.clip_norm": -1.0}, "optim.clip_norm=-1.0: it must not be negative"),
+        ({"optim.eps": -1e-8}, "optim.eps=-1e-08: it must not be negative"),
+        ({"optim.initial_accumulator": -0.1}, "optim.initial_accumulator=-0.1: it must not"),
+        ({"optim.warmup_steps": -1}, "optim.warmup_steps=-1: it must not be negative"),
+        ({"optim.b1": 1.0}, r"optim.b1=1.0: it must be in \[0, 1\)"),
+        ({"optim.b2": -0.1}, r"optim.b2=-0.1: it must be in \[0, 1\)"),
+        ({"loss.hard_refresh": 0}, "loss.hard_refresh=0: it must be above 0"),
+        ({"model.query.id_dropout": 1.0}, r"model.query.id_dropout=1.0: it must be in \[0, 1\)"),
+        ({"diagnostics.every": -1}, "diagnostics.every=-1: it must not be negative"),
+        ({"loss.name": "sofmax"}, "loss.name='sofmax'.* 'bpr'.*did you mean 'softmax'"),
+        ({"loss.candidates": "in_bach"}, "'in_bach'.*'uniform'.*did you mean 'in_batch'"),
+        ({"split.fit": "all"}, "split.fit='all' is none of .*'train_and_valid'"),
+    ],
+)
+def test_a_value_that_cannot_be_names_the_key(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        check_config(small_config("mf", **changes))
+
+
+@pytest.mark.parametrize(
+    ("broken", "message", "fixed"),
+    [
+        (POSITIVE, "loss.correct_positive=True with loss.candidates=full.*no log q", IN_BATCH),
+        (
+            POSITIVE | IN_BATCH | {"loss.correct_logq": False},
+            "loss.correct_positive=True with loss.correct_logq=False",
+            {"loss.correct_logq": True},
+        ),
+        (POSITIVE | HARD, "loss.correct_positive=True with loss.candidates=hard", IN_BATCH),
+        (
+            POSITIVE | IN_BATCH | BPR,
+            "loss.correct_positive=True with loss.name=bpr",
+            {"loss.name": "softmax"},
+        ),
+        (STREAMING, "loss.frequency=streaming with loss.candidates=full", IN_BATCH),
+        (
+            STREAMING | {"loss.candidates": "mixed", "loss.mixed": ("uniform", "explicit")},
+            "loss.frequency=streaming with loss.candidates=mixed",
+            {"loss.mixed": ("uniform", "memory")},
+        ),
+        (SMOOTHED | BPR, "loss.label_smoothing=0.1 with loss.name=bpr", {"loss.name": "softmax"}),
+        (CCL, "loss.name=ccl is on cosines: it needs model.normalize=True", COSINES),
+        (
+            CCL | COSINES | {"model.learn_temperature": True},
+            "loss.name=ccl with model.learn_temperature=True",
+            {"model.learn_temperature": False},
+        ),
+        (BPR | SPLIT, "loss.name=bpr with loss.candidates=full and parallel.model > 1", IN_BATCH),
+        (DIAGNOSED, "diagnostics.every > 0 with loss.candidates=full.*exact", IN_BATCH),
+        (
+            DIAGNOSED | IN_BATCH | BPR,
+            "diagnostics.every > 0 with loss.name=bpr",
+            {"loss.name": "softmax"},
+        ),
+        (DROPPED, "id_dropout with model.item.side=softmax: they act in towers", TOWER),
+        (WEIGHED, "weight_power with .*next_item", {"examples.labels": "multi_hot"}),
+    ],
+)
+def test_choices_that_make_no_sense_together_say_why(broken, message, fixed):
+    with pytest.raises(ConfigError, match=f"config.*{message}"):
+        check_config(small_config("mf", **broken))
+    check_config(small_config("mf", **broken | fixed))
