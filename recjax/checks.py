@@ -175,6 +175,11 @@ def _check_objective(config: Config) -> None:
             "temperature would stretch; set it to False",
         ),
         (
+            loss.name == "ccl" and (model.item.bias or loss.log_prior != 0.0),
+            "loss.name=ccl is on cosines, to which model.item.bias and loss.log_prior would add; set "
+            "them to False and 0.0",
+        ),
+        (
             full and loss.name != "softmax" and config.parallel.model > 1,
             f"loss.name={loss.name} with loss.candidates=full and parallel.model > 1: only the "
             "softmax is summed over a corpus that is split; set parallel.model to 1",

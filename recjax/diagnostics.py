@@ -24,9 +24,10 @@ class EstimatorError:
     batch is that query's example and `batch_size - 1` others, as in training, where a batch is a
     random one. With g* the exact gradient, g_r that of draw r, of R, and g their mean,
 
-        bias     = |g - g*| / |g*|, less what R draws leave of the variance by chance
-        variance = mean_r |g_r - g|^2 R / (R - 1) / |g*|^2
-        cosine   = mean_r cos(g_r, g*)
+        variance   = mean_r |g_r - g|^2 R / (R - 1) / |g*|^2
+        bias_noise = sqrt(variance / R), what R draws leave of |g - g*| / |g*| by chance
+        bias       = |g - g*| / |g*| less that, as squares; 0 where that is all
+        cosine     = mean_r cos(g_r, g*)
 
     in three groups: `query`, w.r.t. the query embeddings; `items`, w.r.t. the item embeddings;
     `head`, w.r.t. the parameters of the item side (the head and its bias, or the tower). Dropout is
@@ -65,7 +66,7 @@ class EstimatorError:
         self._drawn = jax.jit(self._drawn_gradients)
 
     def __call__(self, variables: PyTree, source: PyTree, step: int) -> dict[str, float]:
-        """{`query/bias`, `query/variance`, `query/cosine`, `items/...`, `head/...`}.
+        """{`query/bias`, `/bias_noise`, `/variance`, `/cosine`, `items/...`, `head/...`}.
 
         Args:
           variables: of the model.
@@ -89,8 +90,9 @@ class EstimatorError:
         for group in GROUPS:
             mean, size = total[group] / count, _dot(exact[group], exact[group])
             variance = max(square[group] - count * _dot(mean, mean), 0.0) / (count - 1)
-            off = mean - exact[group]
-            found[f"{group}/bias"] = (max(_dot(off, off) - variance / count, 0.0) / size) ** 0.5
+            off, noise = mean - exact[group], variance / count
+            found[f"{group}/bias"] = (max(_dot(off, off) - noise, 0.0) / size) ** 0.5
+            found[f"{group}/bias_noise"] = (noise / size) ** 0.5
             found[f"{group}/variance"] = variance / size
             found[f"{group}/cosine"] = cosine[group] / count
         return found

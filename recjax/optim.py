@@ -49,7 +49,7 @@ def make_optimizer(optim: Any, total_steps: int) -> optax.GradientTransformation
     """The optimizer of dense parameters: clip, rule, decay, learning rate, in this order.
 
     Optax's own `sgd`, `adagrad` and `adamw` where clipping is off (and the decay 0, for the first
-    two, which have none). The norm that `clip_norm` bounds is that of the gradients passed in:
+    two, which have none); a scalar, such as a learned temperature, does not decay. The norm that `clip_norm` bounds is that of the gradients passed in:
     whole ones, not shards. It may be called under strict dtype promotion.
 
     Raises:
@@ -59,7 +59,7 @@ def make_optimizer(optim: Any, total_steps: int) -> optax.GradientTransformation
     if optim.clip_norm:
         chain.insert(0, optax.clip_by_global_norm(optim.clip_norm))
     if optim.weight_decay:
-        chain.append(optax.add_decayed_weights(optim.weight_decay))
+        chain.append(optax.add_decayed_weights(optim.weight_decay, _is_no_scalar))
     chain.append(optax.scale_by_learning_rate(make_schedule(optim, total_steps)))
     inner = optax.chain(*chain)
 
@@ -142,6 +142,10 @@ def make_row_optimizer(optim: Any, total_steps: int) -> RowOptimizer:
         return table_RxD, state
 
     return RowOptimizer(init, update)
+
+
+def _is_no_scalar(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 0, params)
 
 
 def _sgd(optim: Any, state: dict, grads: Array, step: Any) -> tuple[Array, dict]:

@@ -288,6 +288,7 @@ class _Loop:
 
     def _diagnose(self, step: int, state: TrainState) -> None:
         """Writes how far the estimator's gradient is from the exact one."""
+        self._settle(0)
         began = time.perf_counter()
         found = self._estimator_error(variables_of(state), state.source, step)
         self._writer.write(step, {f"diagnostics/{name}": value for name, value in found.items()})

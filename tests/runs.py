@@ -43,7 +43,8 @@ TINY = {
     "log.every": 4,
     "parallel.data": 1,
 }
-# By config: what it takes to have dropout, drawn candidates and both modes of tables among them.
+# By config: what it takes to have dropout, drawn candidates, a source with a state and both modes
+# of tables among them.
 MODELS = {
     "mf": {"tables.mode": "rows"},
     "softmax": {
@@ -59,6 +60,11 @@ MODELS = {
         "model.item.hidden": (8,),
         "model.item.dropout": 0.2,
         "optim.name": "adagrad",
+        "loss.candidates": "mixed",
+        "loss.mixed": ("memory", "uniform"),
+        "loss.memory": 48,
+        "loss.num_sampled": 16,
+        "loss.frequency": "streaming",
     },
 }
 

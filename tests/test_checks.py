@@ -81,6 +81,11 @@ def test_a_value_that_cannot_be_names_the_key(changes, message):
         (SMOOTHED | BPR, "loss.label_smoothing=0.1 with loss.name=bpr", {"loss.name": "softmax"}),
         (CCL, "loss.name=ccl is on cosines: it needs model.normalize=True", COSINES),
         (
+            {**CCL, **COSINES, "loss.log_prior": 1.0},
+            "loss.name=ccl is on cosines, to which",
+            {"loss.log_prior": 0.0},
+        ),
+        (
             CCL | COSINES | {"model.learn_temperature": True},
             "loss.name=ccl with model.learn_temperature=True",
             {"model.learn_temperature": False},

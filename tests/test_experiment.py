@@ -76,7 +76,7 @@ def test_queries_are_made_once_for_each_experiment():
             {"loss__candidates": "mixed", "loss__mixed": ("in_batch", "unifrom")},
             "loss.mixed: no 'unifrom': there are in_batch, uniform, .*did you mean 'uniform'",
         ),
-        ({"loss__margin": 0.5}, "margin=0.5 is for ccl; with softmax it must be 0.0"),
+        ({"loss__margin": 0.5}, "loss.margin=0.5 is for ccl; with loss.name=softmax it must"),
     ],
 )
 def test_what_cannot_be_names_the_key(changes, message):

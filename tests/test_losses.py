@@ -350,8 +350,8 @@ def test_a_full_loss_other_than_softmax_has_no_axis():
     "kwargs, words",
     [
         ({"name": "bprr"}, "'bprr'.*mean 'bpr'"),
-        ({"name": "bsl", "positive_scale": 0.0}, "positive_scale=0: it must be more than 0"),
-        ({"name": "ccl", "margin": 2.0}, "margin=2: .*-1 to 1"),
+        ({"name": "bsl", "positive_scale": 0.0}, "positive_scale=0.0: it must be more than 0"),
+        ({"name": "ccl", "margin": 2.0}, "margin=2.0: .*-1 to 1"),
         ({"name": "softmax", "margin": 0.5}, "margin=0.5 is for ccl; with loss.name=softmax.* 0.0"),
         ({"name": "bpr", "negative_weight": 2.0}, "is for bce and ccl"),
         ({"name": "softmax", "label_smoothing": 0.1}, "num_items"),

@@ -186,9 +186,11 @@ FAST = {
     ("sampled_softmax", "adagrad", SHARDED),
     ("sampled_softmax", "adam", SHARDED),
 }
+ONE_OPTIMIZER = {"in_batch_bpr", "mixed", "hard"}  # what is theirs is the gradient
 COMBINATIONS = [
     pytest.param(*one, marks=() if one in FAST else pytest.mark.slow)
     for one in itertools.product(CASES, OPTIMIZERS, (EIGHT, SHARDED))
+    if one[0] not in ONE_OPTIMIZER or one[1] == "sgd"
 ]
 
 
@@ -345,6 +347,18 @@ def test_the_logged_loss_is_the_mean_over_examples_since_the_last_log():
     _, second = take(experiment, step, [padded], at(every, jax.device_get(state)))
     _, both = take(experiment, step, [padded], at(every + 1, jax.device_get(state)))
     assert both == pytest.approx((16 * first + 9 * second) / 25, rel=1e-6)
+
+
+def test_a_step_remembers_its_batch_and_counts_it():
+    experiment, step, _ = compiled("mixed")
+    batches = [host_batch(experiment, i) for i in (0, 1)]
+    state, _ = take(experiment, step, batches)
+    ids_M, cursor = (state.source["memory"][name] for name in ("ids_M", "cursor"))
+    labels = np.concatenate([batch["label"][:, 0] for batch in batches])
+    np.testing.assert_array_equal(ids_M, np.concatenate([labels[24:], labels[8:24]]))
+    assert int(cursor) == 8
+    times_N = state.source["frequency"]["times_KxH"][0]
+    np.testing.assert_array_equal(np.flatnonzero(times_N), np.unique(labels))
 
 
 def test_the_first_step_without_a_finite_loss_is_kept():

@@ -34,7 +34,18 @@ def test_an_item_tower_over_the_id_alone_is_announced(tmp_path):
     note = "note: the item tower reads the item id alone"
     assert note not in describe(small_experiment("two_tower"), tmp_path)
     alone = small_experiment("two_tower", model__item__features=("item_id",))
-    assert describe(alone, tmp_path).splitlines()[-1].startswith(note)
+    assert f"\n{note}" in describe(alone, tmp_path)
+
+
+def test_a_mixture_and_what_is_biased_in_it_are_announced(tmp_path):
+    plan = describe(small_experiment("two_tower"), tmp_path)
+    assert (
+        "against the batch's 32 items and 48 of earlier batches and 16 uniform draws, corrected "
+        "by logQ, frequencies estimated on the way\n"
+    ) in plan
+    biased = "\nnote: the estimator of the gradient is biased: embeddings of earlier batches are"
+    assert biased in plan
+    assert "is biased" not in describe(small_experiment("softmax"), tmp_path)
 
 
 def test_an_own_split_that_is_not_used_is_announced(tmp_path):

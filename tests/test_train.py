@@ -1,19 +1,22 @@
 """The loop: what is due at which step, and what happens when it cannot go on."""
 
+import contextlib
 import dataclasses
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 
 from recjax import load_config, train
-from recjax.errors import CheckpointError, DivergenceError
+from recjax.errors import CheckpointError, ConfigError, DivergenceError
 from recjax.experiment import make_experiment
 from recjax.run import train_until
 from recjax.train import train_experiment
 from tests.runs import (
     ROOT,
+    assert_same_run,
     checkpoints_of,
     lines_of,
     never_stopped,
@@ -107,6 +110,76 @@ def test_a_workdir_that_is_no_folder_is_one_message(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=re.escape(f"{tmp_path / 'file'}")):
         train(small_config("mf"), tmp_path / "file", quiet=True)
+
+
+# The last fit, once everything is chosen, of a model with a candidate source that has a state.
+LAST_FIT = {
+    "split.fit": "train_and_valid",
+    "train.steps": 10,
+    "model.normalize": True,
+    "model.temperature": 0.25,
+    "loss.candidates": "mixed",
+    "loss.mixed": ("memory", "uniform"),
+    "loss.memory": 48,
+    "loss.num_sampled": 16,
+    "loss.frequency": "streaming",
+    "diagnostics.every": 4,
+    "diagnostics.queries": 8,
+    "diagnostics.draws": 4,
+}
+
+
+@contextlib.contextmanager
+def quick_compilation():
+    """Compiles in half the time; the sums and their order are the same."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def last_fit(tmp_path_factory):
+    with quick_compilation():
+        return train(small_config("mf", **LAST_FIT), tmp_path_factory.mktemp("last"), quiet=True)
+
+
+def test_a_last_fit_has_nothing_to_validate_on_and_tests_its_last_step(last_fit):
+    lines = lines_of(last_fit.workdir)
+    assert not any(name.startswith("valid/") for line in lines for name in line)
+    assert steps_with("test/recall@10", last_fit.workdir) == [10]
+    assert last_fit.step == 10
+    protocol = json.loads((last_fit.workdir / "protocol.json").read_text())
+    assert protocol["selection_metric"] == "none: the last step"
+    assert protocol["split_params"]["fit"] == "train_and_valid"
+    with pytest.raises(ConfigError, match="nothing to validate on; ask for 'test'"):
+        last_fit.evaluate("valid")
+    before = never_stopped("mf").experiment.examples.size
+    assert last_fit.experiment.examples.size > before
+
+
+def test_the_estimators_error_and_the_temperature_are_logged(last_fit):
+    for group in ("query", "items", "head"):
+        for name in ("bias", "bias_noise", "variance", "cosine"):
+            assert steps_with(f"diagnostics/{group}/{name}", last_fit.workdir) == [4, 8]
+    assert 0 < last_fit.metrics["diagnostics/items/cosine"] < 1
+    assert last_fit.metrics["train/logit_scale"] == pytest.approx(4, rel=1e-5)
+    assert last_fit.metrics["train/effective_temperature"] == pytest.approx(0.25, rel=1e-5)
+
+
+def test_a_checkpoint_holds_what_the_candidate_source_remembers_and_has_counted(last_fit):
+    (step, state, _), _ = checkpoints_of(last_fit)
+    assert step == 10
+    assert (np.asarray(state.source["memory"]["ids_M"]) >= 0).all()
+    assert float(state.source["frequency"]["draws"]) == pytest.approx(32, abs=2)
+
+
+@pytest.mark.slow
+def test_a_last_fit_that_was_stopped_ends_as_if_it_never_was(last_fit, tmp_path):
+    config = small_config("mf", **LAST_FIT)
+    with quick_compilation():
+        assert train_until(stopper(5), config, tmp_path, quiet=True) is None
+        train(config, tmp_path, quiet=True)
+    assert_same_run(tmp_path, last_fit)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from recjax.data.encode import FeatureSpec
-from recjax.models.towers import ACTIVATIONS, ExampleDropout, QueryTower
+from recjax.models.dropout import ExampleDropout, IdDropout
+from recjax.models.towers import ACTIVATIONS, QueryTower
 
 X = jnp.asarray(np.random.default_rng(0).standard_normal((4, 3)), jnp.float32)
 SPEC = (FeatureSpec("x", "dense", width=3),)
@@ -73,3 +74,48 @@ def test_dropout_keeps_the_mean():
     dropped = dropout({}, jnp.ones((64, 64)), jnp.arange(64), rngs={"dropout": jax.random.key(0)})
     assert set(np.unique(dropped)) == {np.float32(0), np.float32(1 / 0.75)}
     assert float(np.mean(dropped)) == pytest.approx(1, abs=0.05)
+
+
+def test_a_dropped_id_is_an_unknown_id_and_the_rest_of_the_row_stays():
+    """Of 64 examples, those that lose their id give what they would with a row of zeros."""
+    specs = (FeatureSpec("user_id", "embedding", table="u"), *SPEC)
+    x_Bx3, row_Bx4 = jnp.tile(X, (16, 1)), jnp.arange(1.0, 257.0).reshape(64, 4)
+    plain = QueryTower(specs, 2, output="none")
+    tower = QueryTower(specs, 2, output="none", id_dropout=0.4)
+
+    def embed(tower, row_Bx4, *index):
+        rngs = {"dropout": jax.random.key(0)}
+        return np.asarray(tower.apply({}, {"x": x_Bx3}, {"user_id": row_Bx4}, *index, rngs=rngs))
+
+    known = embed(plain, row_Bx4)
+    unknown = embed(plain, jnp.zeros_like(row_Bx4))
+    np.testing.assert_array_equal(embed(tower, row_Bx4), known)  # no index: off
+    found = embed(tower, row_Bx4, jnp.arange(64))
+    is_dropped_B = (found == unknown).all(axis=1)
+    assert 12 <= is_dropped_B.sum() <= 40
+    np.testing.assert_array_equal(found, np.where(is_dropped_B[:, None], unknown, known))
+    turned = IdDropout(0.4).apply(
+        {}, row_Bx4[::-1], jnp.arange(64)[::-1], rngs={"dropout": jax.random.key(1)}
+    )
+    straight = IdDropout(0.4).apply(
+        {}, row_Bx4, jnp.arange(64), rngs={"dropout": jax.random.key(1)}
+    )
+    np.testing.assert_array_equal(turned, straight[::-1])
+
+
+def test_embedding_dropout_is_on_the_entries_of_embeddings_alone():
+    specs = (FeatureSpec("id", "embedding", table="u"), *SPEC)
+    tower = QueryTower(specs, 2, output="none", embedding_dropout=0.5)
+    rows, order = {"id": jnp.ones((4, 64))}, np.array([2, 0, 3, 1])
+
+    def embed(x_Bx3, *index):
+        return np.asarray(
+            tower.apply({}, {"x": x_Bx3}, rows, *index, rngs={"dropout": jax.random.key(0)})
+        )
+
+    off, found = embed(X), embed(X, INDEX)
+    np.testing.assert_array_equal(off[:, :64], 1)
+    assert set(np.unique(found[:, :64])) == {0, 2}
+    np.testing.assert_array_equal(found[:, 64:], X)
+    assert len({tuple(row) for row in found[:, :64]}) == 4
+    np.testing.assert_array_equal(embed(X[order], INDEX[order]), found[order])
