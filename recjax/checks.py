@@ -176,8 +176,8 @@ def _check_objective(config: Config) -> None:
         ),
         (
             loss.name == "ccl" and (model.item.bias or loss.log_prior != 0.0),
-            "loss.name=ccl is on cosines, to which model.item.bias and loss.log_prior would add; set "
-            "them to False and 0.0",
+            "loss.name=ccl is on cosines, to which model.item.bias and loss.log_prior would add; "
+            "set them to False and 0.0",
         ),
         (
             full and loss.name != "softmax" and config.parallel.model > 1,

@@ -49,8 +49,9 @@ def make_optimizer(optim: Any, total_steps: int) -> optax.GradientTransformation
     """The optimizer of dense parameters: clip, rule, decay, learning rate, in this order.
 
     Optax's own `sgd`, `adagrad` and `adamw` where clipping is off (and the decay 0, for the first
-    two, which have none); a scalar, such as a learned temperature, does not decay. The norm that `clip_norm` bounds is that of the gradients passed in:
-    whole ones, not shards. It may be called under strict dtype promotion.
+    two, which have none); a scalar, such as a learned temperature, does not decay. The norm that
+    `clip_norm` bounds is that of the gradients passed in: whole ones, not shards. It may be called
+    under strict dtype promotion.
 
     Raises:
         ConfigError: a name or value that is not legal.

@@ -8,7 +8,7 @@ from tests.runs import small_config
 
 STREAMING = {"loss.frequency": "streaming"}
 CCL = {"loss.name": "ccl"}
-COSINES = {"model.normalize": True, "model.temperature": 1.0}
+COSINES = {"model.normalize": True, "model.temperature": 1.0, "model.item.bias": False}
 TOWER = {"model.item.side": "tower"}
 IN_BATCH, HARD = {"loss.candidates": "in_batch"}, {"loss.candidates": "hard"}
 POSITIVE, SMOOTHED = {"loss.correct_positive": True}, {"loss.label_smoothing": 0.1}
