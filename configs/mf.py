@@ -17,6 +17,7 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c = two_tower.get_config(data)
     c.model.query.features = ("user_id",)
     c.model.query.hidden = ()
+    c.model.query.dropout = 0.0  # which comes after hidden layers
     c.model.query.output = "none"
     c.model.item.side = "softmax"
     c.model.item.bias = True

@@ -44,6 +44,7 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.split.fold_in = 0.8  # strong_generalisation: share of a held-out user's data that is known
     c.split.seed = 0
     # train | train_and_valid: the last fit, once all is chosen, with nothing left to validate on
+    # (eval.patience is 0 there, and train.steps the step that validation chose)
     c.split.fit = "train"
 
     c.examples = ConfigDict()
@@ -70,9 +71,10 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.model.query.output = "linear"  # linear | none (the last layer is the embedding)
     c.model.query.activation = "relu"  # relu | gelu | silu | tanh
     c.model.query.normalization = "none"  # none | layer
-    c.model.query.dropout = 0.0  # after each hidden layer
+    c.model.query.dropout = 0.0  # after each hidden layer; without any it must be 0.0
     c.model.query.embedding_dropout = 0.0  # on the entries of the features' embeddings
-    c.model.query.id_dropout = 0.0  # chance that the user's id counts as unknown
+    # chance that the user's id counts as unknown, for towers that read user_id and more
+    c.model.query.id_dropout = 0.0
     c.model.query.pooling = ("mean",)  # any of mean, sqrt, last, attention: side by side
     c.model.query.history_table = "own"  # own | item (the table that the item side uses)
     c.model.item = ConfigDict()
@@ -82,7 +84,7 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.model.item.output = "linear"
     c.model.item.activation = "relu"
     c.model.item.normalization = "none"
-    c.model.item.dropout = 0.0
+    c.model.item.dropout = 0.0  # tower only
     c.model.item.embedding_dropout = 0.0  # tower only
     c.model.item.id_dropout = 0.0  # tower only
     c.model.item.bias = False  # softmax only: one logit bias per item
@@ -97,10 +99,11 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.loss.name = "softmax"  # softmax | bpr | bce | ccl (SimpleX) | bsl (bilateral softmax)
     # full | in_batch | uniform | log_uniform | unigram | mixed | explicit | hard | memory
     c.loss.candidates = "full"
-    c.loss.mixed = ("in_batch", "uniform")  # mixed: the sources that are joined
+    # mixed: the sources that are joined; in_batch or memory, which brings it, but not both
+    c.loss.mixed = ("in_batch", "uniform")
     c.loss.num_sampled = 1024  # uniform, log_uniform, unigram: draws per step; hard: the pool
     c.loss.unigram_power = 0.75  # unigram and hard: items are drawn by their frequency to this
-    c.loss.correct_logq = True  # False: the biased estimator without logQ
+    c.loss.correct_logq = True  # False: the biased estimator without logQ, of drawn candidates
     c.loss.correct_positive = False  # True: log q of the label too (common, biased: 2507.09331)
     c.loss.frequency = "exact"  # exact | streaming (estimated on the way): of in_batch, memory
     c.loss.frequency_rate = 0.01  # streaming: weight of an item's newest occurrence
@@ -121,6 +124,8 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.optim.learning_rate = 2e-3
     c.optim.schedule = "cosine"  # constant | cosine
     c.optim.warmup_steps = 0
+    # decoupled; of tables in mode rows it reaches the touched rows only, of dense ones all, and
+    # scalars (a learned temperature) never
     c.optim.weight_decay = 0.0
     c.optim.clip_norm = 0.0  # 0 = off
     c.optim.b1 = 0.9

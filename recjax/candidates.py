@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from recjax.collectives import gather_over
 from recjax.distributions import log_uniform, to_log, uniform, unigram
 from recjax.errors import ConfigError, DataError
 from recjax.frequency import StreamingFrequency
 from recjax.source import Candidates, CandidateSource, Draw
 
 __all__ = [
+    "FREQUENCIES",
     "SOURCES",
     "CandidateSource",
     "Candidates",
@@ -101,7 +103,7 @@ def make_source(
         ConfigError: a setting of the group `loss` that cannot be.
         DataError: no item can be drawn.
     """
-    _check_known("loss.candidates", name, tuple(SOURCES))
+    _check_known("candidates", name, name, tuple(SOURCES))
     frequency_N = np.asarray(frequency_N, np.float64)
     if not (np.isfinite(frequency_N).all() and (frequency_N >= 0).all() and frequency_N.any()):
         raise DataError("candidates: item frequencies must be finite, not negative and not all 0")
@@ -123,8 +125,8 @@ def make_source(
     )
     if frequency == "streaming" and not source.in_batch:
         raise ConfigError(
-            f"loss.frequency: 'streaming' estimates how often an item is drawn from the batch, "
-            f"which {name!r} candidates never are; set it to 'exact'"
+            f"config.loss.frequency={frequency}: it estimates how often an item is drawn from the "
+            f"batch, which {name} candidates never are; set it to exact"
         )
     return source
 
@@ -197,28 +199,24 @@ def gather_candidates(
 
     Differentiable: each replica's embeddings receive the gradients of all replicas' losses.
     """
-    if axis is None:
-        return candidates, embedding_CxD
-    return jax.tree.map(
-        lambda x: jax.lax.all_gather(x, axis, tiled=True), (candidates, embedding_CxD)
-    )
+    return gather_over((candidates, embedding_CxD), axis)
 
 
 def _make_in_batch(settings: SourceSettings) -> CandidateSource:
-    _check_known("loss.frequency", settings.frequency, FREQUENCIES)
+    _check_known("frequency", settings.frequency, settings.frequency, FREQUENCIES)
     if settings.frequency == "exact":
         if settings.frequency_buckets:
             raise ConfigError(
-                "loss.frequency_buckets: exact frequencies are not hashed; set it to 0 or "
-                "loss.frequency to 'streaming'"
+                f"config.loss.frequency_buckets={settings.frequency_buckets}: exact frequencies "
+                "are not hashed; set it to 0 or loss.frequency to streaming"
             )
         share_N = settings.frequency_N / settings.frequency_N.sum()
         return CandidateSource(in_batch=True, log_p_N=to_log(share_N))
     if not 0 < settings.frequency_rate <= 1:
         raise ConfigError(
-            f"loss.frequency_rate: must be in (0, 1], not {settings.frequency_rate:g}"
+            f"config.loss.frequency_rate={settings.frequency_rate}: it must be in (0, 1]"
         )
-    _check_at_least("loss.frequency_buckets", settings.frequency_buckets, 0)
+    _check_at_least("frequency_buckets", settings.frequency_buckets, 0)
     streaming = StreamingFrequency(
         len(settings.frequency_N), settings.frequency_rate, settings.frequency_buckets
     )
@@ -246,28 +244,28 @@ def _make_memory(settings: SourceSettings) -> CandidateSource:
     recommendation Wang et al., SIGIR 2021, "Cross-batch negative sampling for training two-tower
     recommenders".
     """
-    _check_at_least("loss.memory", settings.memory, 1)
+    _check_at_least("memory", settings.memory, 1)
     return dataclasses.replace(_make_in_batch(settings), memory=settings.memory)
 
 
 def _make_explicit(settings: SourceSettings) -> CandidateSource:
     weight = settings.explicit_weight
     if not 0 < weight < np.inf:
-        raise ConfigError(f"loss.explicit_weight: must be above 0 and finite, not {weight:g}")
+        raise ConfigError(f"config.loss.explicit_weight={weight}: it must be above 0 and finite")
     return CandidateSource(explicit_weight=float(weight))
 
 
 def _make_hard(settings: SourceSettings) -> CandidateSource:
     """The top-scoring items of a pool that is drawn as 'unigram' draws; see `pick_hard`."""
-    _check_at_least("loss.hard_negatives", settings.hard_count, 1)
-    _check_at_least("loss.hard_refresh", settings.hard_refresh, 1)
+    _check_at_least("hard_negatives", settings.hard_count, 1)
+    _check_at_least("hard_refresh", settings.hard_refresh, 1)
     pool = unigram(
         settings.frequency_N, settings.mask_N, settings.count, settings.power, name="hard"
     )
     if settings.hard_count > settings.count:
         raise ConfigError(
-            f"loss.hard_negatives: {settings.hard_count} hard negatives out of a pool of "
-            f"loss.num_sampled={settings.count}; it must be at most that"
+            f"config.loss.hard_negatives={settings.hard_count}: it must be at most the pool's "
+            f"loss.num_sampled={settings.count}"
         )
     return CandidateSource(
         pool=pool, num_hard=settings.hard_count, hard_refresh=settings.hard_refresh
@@ -275,14 +273,19 @@ def _make_hard(settings: SourceSettings) -> CandidateSource:
 
 
 def _make_mixed(settings: SourceSettings) -> CandidateSource:
-    for name in settings.mixed:
-        _check_known("loss.mixed", name, MIXABLE)
-    if len(set(settings.mixed)) != len(settings.mixed) or len(settings.mixed) < 2:
+    mixed = settings.mixed
+    for name in mixed:
+        _check_known("mixed", mixed, name, MIXABLE)
+    if len(set(mixed)) != len(mixed) or len(mixed) < 2:
         raise ConfigError(
-            f"loss.mixed: needs two or more different sources out of {', '.join(MIXABLE)}, "
-            f"not {settings.mixed}"
+            f"config.loss.mixed={mixed}: it needs two or more different sources out of "
+            f"{', '.join(MIXABLE)}"
         )
-    return functools.reduce(_join, (SOURCES[name].build(settings) for name in settings.mixed))
+    if {"in_batch", "memory"} <= set(mixed):
+        raise ConfigError(
+            f"config.loss.mixed={mixed}: memory brings in_batch already; leave in_batch out"
+        )
+    return functools.reduce(_join, (SOURCES[name].build(settings) for name in mixed))
 
 
 def _join(a: CandidateSource, b: CandidateSource) -> CandidateSource:
@@ -296,16 +299,19 @@ def _join(a: CandidateSource, b: CandidateSource) -> CandidateSource:
     )
 
 
-def _check_known(key: str, name: str, known: tuple[str, ...]) -> None:
+def _check_known(key: str, value: object, name: str, known: tuple[str, ...]) -> None:
+    """Checks a name that is the value of a key of the group `loss`, or one of several there."""
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{key}: no {name!r}: there are {', '.join(known)}{hint}")
+        raise ConfigError(
+            f"config.loss.{key}={value}: no {name!r}: there are {', '.join(known)}{hint}"
+        )
 
 
 def _check_at_least(key: str, value: int, least: int) -> None:
     if value < least:
-        raise ConfigError(f"{key}: must be at least {least}, not {value}")
+        raise ConfigError(f"config.loss.{key}={value}: it must be at least {least}")
 
 
 MIXABLE = ("in_batch", "uniform", "log_uniform", "unigram", "explicit", "memory")

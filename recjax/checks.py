@@ -2,10 +2,10 @@
 
 import math
 
-from recjax.candidates import SOURCES
+from recjax.candidates import FREQUENCIES, SOURCES
 from recjax.config import Config, check_choices, flatten_config
 from recjax.data.queries import SEEN_POLICIES
-from recjax.data.split import SPLITS
+from recjax.data.split import FITS, SPLITS
 from recjax.errors import ConfigError
 from recjax.losses import LOSSES
 from recjax.metrics import PER_QUERY
@@ -16,7 +16,7 @@ from recjax.optim import OPTIMIZERS, SCHEDULES
 CHOICES = {
     "data.unknown_items": ("error", "drop"),
     "split.name": tuple(SPLITS),
-    "split.fit": ("train", "train_and_valid"),
+    "split.fit": FITS,
     "examples.labels": ("next_item", "multi_hot"),
     "examples.history": ("auto", "past", "profile"),
     "model.query.output": ("linear", "none"),
@@ -31,7 +31,7 @@ CHOICES = {
     "tables.mode": ("auto", "dense", "rows"),
     "loss.name": tuple(LOSSES),
     "loss.candidates": ("full", *SOURCES),
-    "loss.frequency": ("exact", "streaming"),
+    "loss.frequency": FREQUENCIES,
     "optim.name": tuple(OPTIMIZERS),
     "optim.schedule": tuple(SCHEDULES),
     "eval.corpus": ("listed", "rated", "seen"),
@@ -126,18 +126,26 @@ def check_config(config: Config) -> None:
     check_choices(config, {"eval.metric": legal})
     if config.train.steps == 0:
         check("train.epochs", config.train.epochs > 0, "must be above 0 where train.steps is 0")
-    _check_objective(config)
+    for broken, message in (*_loss_rules(config), *_model_rules(config), *_run_rules(config)):
+        if broken:
+            raise ConfigError(f"config.{message}")
 
 
-def _check_objective(config: Config) -> None:
-    """Raises where choices of the objective make no sense together, saying why."""
+def _loss_rules(config: Config) -> tuple[tuple[bool, str], ...]:
+    """Choices within the loss that make no sense together, each with the reason."""
     loss, model = config.loss, config.model
     full = loss.candidates == "full"
-    rules = (
+    candidates = f"loss.candidates={loss.candidates}"
+    no_log_q = {
+        "full": "the full corpus is not drawn, so there is no log q",
+        "explicit": "these negatives are each example's own, so there is no log q",
+        "hard": "these negatives are each example's own, so there is no log q",
+    }.get(loss.candidates, "")
+    return (
         (
-            full and loss.correct_positive,
-            "loss.correct_positive=True with loss.candidates=full: the full corpus is not drawn, "
-            "so there is no log q to correct; set it to False or choose drawn candidates",
+            bool(no_log_q) and loss.correct_positive,
+            f"loss.correct_positive=True with {candidates}: {no_log_q} to correct; set it to False "
+            "or choose drawn candidates",
         ),
         (
             loss.correct_positive and not loss.correct_logq,
@@ -145,9 +153,9 @@ def _check_objective(config: Config) -> None:
             "corrected; set the latter to True or the former to False",
         ),
         (
-            loss.correct_positive and loss.candidates in ("explicit", "hard"),
-            f"loss.correct_positive=True with loss.candidates={loss.candidates}: these negatives "
-            "are each example's own and have no log q that a label could share; set it to False",
+            bool(no_log_q) and not loss.correct_logq,
+            f"loss.correct_logq=False with {candidates}: {no_log_q} to leave out; set it to True "
+            "or choose drawn candidates",
         ),
         (
             loss.correct_positive and loss.name != "softmax",
@@ -156,8 +164,24 @@ def _check_objective(config: Config) -> None:
         ),
         (
             loss.frequency == "streaming" and not draws(loss, "in_batch", "memory"),
-            f"loss.frequency=streaming with loss.candidates={loss.candidates}: only in_batch and "
-            "memory candidates come at a rate that has to be estimated; set it to exact",
+            f"loss.frequency=streaming with {candidates}: only in_batch and memory candidates come "
+            "at a rate that has to be estimated; set it to exact",
+        ),
+        (
+            loss.frequency == "streaming" and not loss.correct_logq,
+            "loss.frequency=streaming with loss.correct_logq=False: log q alone reads the "
+            "estimated frequencies; set the latter to True or the former to exact",
+        ),
+        (
+            loss.frequency_buckets > 0 and loss.frequency != "streaming",
+            f"loss.frequency_buckets={loss.frequency_buckets} with "
+            f"loss.frequency={loss.frequency}: only streaming frequencies are hashed; set it to 0 "
+            "or loss.frequency to streaming",
+        ),
+        (
+            loss.explicit_weight != 1.0 and not draws(loss, "explicit"),
+            f"loss.explicit_weight={loss.explicit_weight} with {candidates}: no explicit negatives "
+            "are drawn that it could weigh; set it to 1.0 or draw them",
         ),
         (
             loss.label_smoothing > 0 and loss.name != "softmax",
@@ -184,31 +208,63 @@ def _check_objective(config: Config) -> None:
             f"loss.name={loss.name} with loss.candidates=full and parallel.model > 1: only the "
             "softmax is summed over a corpus that is split; set parallel.model to 1",
         ),
+    )
+
+
+def _model_rules(config: Config) -> tuple[tuple[bool, str], ...]:
+    """Settings of one side of the model that would act on nothing there."""
+    query, item = config.model.query, config.model.item
+    tower = item.side == "tower"
+    in_towers = "with model.item.side=softmax: it acts in towers; set it to 0.0"
+    no_layer = "it acts after hidden layers, of which there are none; set it to 0.0"
+    of_item = ("dropout", "embedding_dropout", "id_dropout")
+    return (
+        *(
+            (not tower and item[name] > 0, f"model.item.{name}={item[name]} {in_towers}")
+            for name in of_item
+        ),
         (
-            full and config.diagnostics.every > 0,
+            tower and item.bias,
+            "model.item.bias=True with model.item.side=tower: it is a number for each item of a "
+            "softmax head; set it to False or the side to softmax",
+        ),
+        (
+            query.dropout > 0 and not query.hidden,
+            f"model.query.dropout={query.dropout} with model.query.hidden=(): {no_layer}",
+        ),
+        (
+            tower and item.dropout > 0 and not item.hidden,
+            f"model.item.dropout={item.dropout} with model.item.hidden=(): {no_layer}",
+        ),
+    )
+
+
+def _run_rules(config: Config) -> tuple[tuple[bool, str], ...]:
+    """Choices of data, training and diagnostics that make no sense beside others."""
+    loss, every = config.loss, config.diagnostics.every
+    return (
+        (
+            every > 0 and loss.candidates == "full",
             "diagnostics.every > 0 with loss.candidates=full: that is the exact gradient itself; "
             "set it to 0 or choose drawn candidates",
         ),
         (
-            loss.name != "softmax" and config.diagnostics.every > 0,
+            every > 0 and loss.name != "softmax",
             f"diagnostics.every > 0 with loss.name={loss.name}: estimators are compared with the "
             "exact softmax; set it to 0",
-        ),
-        (
-            model.item.side == "softmax"
-            and model.item.embedding_dropout + model.item.id_dropout > 0.0,
-            "model.item.embedding_dropout and id_dropout with model.item.side=softmax: they act in "
-            "towers; set them to 0.0",
         ),
         (
             config.examples.weight_power > 0 and config.examples.labels == "next_item",
             "examples.weight_power with examples.labels=next_item: an example there is one "
             "interaction, so active users count by their activity already; set it to 0.0",
         ),
+        (
+            config.eval.patience > 0 and config.split.fit == "train_and_valid",
+            f"eval.patience={config.eval.patience} with split.fit=train_and_valid: nothing "
+            "validates, so nothing could stop the run; set it to 0 and train.steps to the step "
+            "that validation chose",
+        ),
     )
-    for broken, message in rules:
-        if broken:
-            raise ConfigError(f"config.{message}")
 
 
 def draws(loss: Config, *names: str) -> bool:

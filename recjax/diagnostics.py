@@ -1,6 +1,7 @@
 """How wrong an estimator is: its gradient beside that of the exact softmax, on a few queries."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jaxtyping import Array
 from recjax.candidates import pick_hard
 from recjax.data.examples import TrainExamples
 from recjax.models.corpus import encode_corpus
-from recjax.objective import Batch, Objective, bias_of, join_candidates, own_items
+from recjax.objective import Batch, Objective, bias_of, own_items
 
 PyTree = Any
 GROUPS = ("query", "items", "head")
@@ -22,7 +23,9 @@ class EstimatorError:
 
     The loss is the mean over some queries. Every draw takes candidates anew: for each query the
     batch is that query's example and `batch_size - 1` others, as in training, where a batch is a
-    random one. With g* the exact gradient, g_r that of draw r, of R, and g their mean,
+    random one; a memory is filled with other items, each as stale as the memory's own of that item,
+    while streaming frequencies stay as they are. With g* the exact gradient, g_r that of draw r, of
+    R, and g their mean,
 
         variance   = mean_r |g_r - g|^2 R / (R - 1) / |g*|^2
         bias_noise = sqrt(variance / R), what R draws leave of |g - g*| / |g*| by chance
@@ -59,8 +62,12 @@ class EstimatorError:
         rng = np.random.default_rng(seed)
         chosen = rng.choice(examples.size, min(queries, examples.size), replace=False)
         self._probe = examples.batch(chosen, seed=seed, epoch=0)
-        others = rng.integers(examples.size, size=(max(draws, 2), batch_size - 1))
+        shape = max(draws, 2), batch_size - 1
+        others = rng.integers(examples.size, size=shape)
         self._others = [examples.batch(each, seed=seed, epoch=0) for each in others]
+        frequency_N = examples.label_frequency_N
+        size = shape[0], arrays["source"].memory
+        self._remembered = rng.choice(len(frequency_N), size, p=frequency_N).astype(np.int32)
         self._key = jax.random.key(seed)
         self._exact = jax.jit(self._exact_gradients)
         self._drawn = jax.jit(self._drawn_gradients)
@@ -73,12 +80,16 @@ class EstimatorError:
           source: the candidate source's state; it stays as it is.
           step: at which the candidates are drawn.
         """
-        exact = self._exact(variables)
+        arrays, probe = self._arrays, self._probe
+        exact = self._exact(variables, arrays, probe)
         total = jax.tree.map(jnp.zeros_like, exact)
         square, cosine = dict.fromkeys(GROUPS, 0.0), dict.fromkeys(GROUPS, 0.0)
-        for number, others in enumerate(self._others):
+        for number, (others, remembered_M) in enumerate(
+            zip(self._others, self._remembered, strict=True)
+        ):
             key = jax.random.fold_in(self._key, number)
-            drawn = self._drawn(variables, source, key, jnp.int32(step), others)
+            chance = key, jnp.int32(step), others, remembered_M
+            drawn = self._drawn(variables, arrays, probe, source, *chance)
             total = jax.tree.map(jnp.add, total, drawn)
             for group in GROUPS:
                 length = _dot(drawn[group], drawn[group])
@@ -90,35 +101,36 @@ class EstimatorError:
         for group in GROUPS:
             mean, size = total[group] / count, _dot(exact[group], exact[group])
             variance = max(square[group] - count * _dot(mean, mean), 0.0) / (count - 1)
-            off, noise = mean - exact[group], variance / count
+            off, noise, size = mean - exact[group], variance / count, size or math.inf
             found[f"{group}/bias"] = (max(_dot(off, off) - noise, 0.0) / size) ** 0.5
             found[f"{group}/bias_noise"] = (noise / size) ** 0.5
             found[f"{group}/variance"] = variance / size
             found[f"{group}/cosine"] = cosine[group] / count
         return found
 
-    def _item_side(self, variables: PyTree) -> tuple[Array, Any]:
+    def _gradients(
+        self, variables: PyTree, arrays: Any, probe: Batch, total_loss: Callable[..., Array]
+    ) -> dict[str, Array]:
+        """The gradient of `total_loss(query, item, item bias) / weights` in each group, flat."""
         objective = self._objective
+        model, encoder = objective.model, objective.encoder
 
-        def encode(item_C: Array) -> Any:
-            inputs = objective.encoder.item_inputs(self._arrays, item_C)
-            return objective.model.apply(variables, inputs, method="embed_items")
+        def item_side(variables: PyTree) -> tuple[Array, Any]:
+            def encode(item_C: Array) -> Any:
+                inputs = encoder.item_inputs(arrays, item_C)
+                return model.apply(variables, inputs, method="embed_items")
 
-        everything = jnp.arange(objective.num_items)
-        item_NxD = encode_corpus(encode, everything, objective.corpus_chunk)
-        bias_N = objective.model.apply(variables, method="item_bias")
-        bias_N = None if bias_N is None else bias_N[: objective.num_items]
-        prior_N = self._arrays.get("log_prior_N")
-        if prior_N is not None:
-            bias_N = prior_N if bias_N is None else bias_N + prior_N
-        return item_NxD, bias_N
+            item_N = jnp.arange(objective.num_items)
+            item_NxD = encode_corpus(encode, item_N, objective.corpus_chunk)
+            return item_NxD, model.apply(variables, method="item_bias")
 
-    def _gradients(self, variables: PyTree, mean_loss: Any) -> dict[str, Array]:
-        """The gradient of `mean_loss(query, item, bias)` in each group, flat."""
-        model, encoder = self._objective.model, self._objective.encoder
-        inputs = encoder.query_inputs(self._arrays, self._probe)
-        query_BxD = model.apply(variables, inputs, method="embed_query")
-        (item_NxD, bias_N), pull_back = jax.vjp(self._item_side, variables)
+        def mean_loss(*inputs: Any) -> Array:
+            return total_loss(*inputs) / jnp.sum(probe["weight"])
+
+        query_BxD = model.apply(
+            variables, encoder.query_inputs(arrays, probe), method="embed_query"
+        )
+        (item_NxD, bias_N), pull_back = jax.vjp(item_side, variables)
         d_query, d_item, d_bias = jax.grad(mean_loss, argnums=(0, 1, 2))(
             query_BxD, item_NxD, bias_N
         )
@@ -130,40 +142,52 @@ class EstimatorError:
             "head": jnp.concatenate(leaves),
         }
 
-    def _exact_gradients(self, variables: PyTree) -> dict[str, Array]:
-        probe = {name: jnp.asarray(value) for name, value in self._probe.items()}
+    def _exact_gradients(self, variables: PyTree, arrays: Any, probe: Batch) -> dict[str, Array]:
+        objective = self._objective
 
-        def mean_loss(query_BxD: Array, item_NxD: Array, bias_N: Any) -> Array:
-            total, _ = self._objective.loss.full(
+        def total_loss(query_BxD: Array, item_NxD: Array, bias_N: Any) -> Array:
+            total, _ = objective.loss.full(
                 query_BxD,
                 item_NxD,
                 probe["label"],
                 probe["label_weight"],
                 probe["weight"],
-                bias_N=bias_N,
-                mask_N=self._arrays["trainable_N"],
-                scale=self._objective.model.apply(variables, method="scale"),
+                bias_N=None if bias_N is None else bias_N[: len(item_NxD)],
+                mask_N=arrays["trainable_N"],
+                log_prior_N=arrays.get("log_prior_N"),
+                scale=objective.model.apply(variables, method="scale"),
             )
-            return total / jnp.sum(probe["weight"])
+            return total
 
-        return self._gradients(variables, mean_loss)
+        return self._gradients(variables, arrays, probe, total_loss)
 
     def _drawn_gradients(
-        self, variables: PyTree, source: PyTree, key: Array, step: Array, others: Batch
+        self,
+        variables: PyTree,
+        arrays: Any,
+        probe: Batch,
+        source: PyTree,
+        key: Array,
+        step: Array,
+        others: Batch,
+        remembered_M: Array,
     ) -> dict[str, Array]:
-        objective, sampler = self._objective, self._arrays["source"]
-        probe = {name: jnp.asarray(value) for name, value in self._probe.items()}
-
+        objective, sampler = self._objective, arrays["source"]
         scale: Any = objective.model.apply(variables, method="scale")
 
-        def loss_of(query_D: Array, row: Batch, item_NxD: Array, bias_N: Any) -> Array:
+        def loss_of(
+            query_D: Array, row: Batch, state: Any, item_NxD: Array, bias_N: Array | None
+        ) -> Array:
+            query_1xD = query_D[None]
             row = {name: value[None] for name, value in row.items()}
             batch = {name: jnp.concatenate([row[name], others[name]]) for name in row}
             batch["index"] = jnp.arange(len(batch["index"]))
-            draw, _ = sampler.draw(source, key, batch, step)
-            if draw.pool is not None:
+            draw, _ = sampler.draw(state, key, batch, step)
+            if draw.pool is None:
+                negative = jax.tree.map(lambda x: x[:1], draw.negative)
+            else:
                 negative = pick_hard(
-                    query_D[None],
+                    query_1xD,
                     item_NxD[jnp.maximum(draw.pool, 0)],
                     draw.pool,
                     bias_of(bias_N, draw.pool),
@@ -171,39 +195,42 @@ class EstimatorError:
                     sampler.num_hard,
                     scale=scale,
                 )
-            else:
-                negative = jax.tree.map(lambda x: x[:1], draw.negative)
             draw = draw._replace(negative=negative, label_log_q_BxP=draw.label_log_q_BxP[:1])
-            ids_1xP, y_1xP, own_log_q = own_items(row, draw, objective.correct_positive)
+            own = own_items(row, draw, objective.correct_positive)
             parts = [
                 (drawn, item_NxD[jnp.maximum(drawn.ids_C, 0)])
                 for drawn in (draw.own, draw.shared)
                 if drawn is not None
             ]
             if draw.stored is not None:
-                parts.append((draw.stored, source["memory"]["embedding_MxD"]))
-            candidates, candidate_CxD = join_candidates(parts, item_NxD.shape[1])
-            total, _ = objective.loss.sampled(
-                query_D[None],
-                item_NxD[jnp.maximum(ids_1xP, 0)],
-                candidate_CxD,
-                ids_1xP,
-                y_1xP,
-                candidates,
-                row["weight"],
-                scale=scale,
-                own_bias_BxP=bias_of(bias_N, ids_1xP),
-                candidate_bias_C=bias_of(bias_N, candidates.ids_C),
-                correct=objective.correct_logq,
-                own_log_q_BxP=own_log_q,
-            )
-            return total
+                parts.append((draw.stored, state["memory"]["embedding_MxD"]))
+            own_1xPxD = item_NxD[jnp.maximum(own.ids_BxP, 0)]
+            return objective.score(query_1xD, own_1xPxD, own, parts, row["weight"], bias_N, scale)
 
-        def mean_loss(query_BxD: Array, item_NxD: Array, bias_N: Any) -> Array:
-            of_each = jax.vmap(loss_of, in_axes=(0, 0, None, None))
-            return jnp.sum(of_each(query_BxD, probe, item_NxD, bias_N)) / jnp.sum(probe["weight"])
+        def total_loss(query_BxD: Array, item_NxD: Array, bias_N: Any) -> Array:
+            state = source
+            if "memory" in source:
+                memory = _redrawn(source["memory"], remembered_M, item_NxD)
+                state = {**source, "memory": memory}
+            bias_N = objective.bias(bias_N, arrays)
+            rows = {name: jnp.asarray(value) for name, value in probe.items()}
+            each = jax.vmap(loss_of, in_axes=(0, 0, None, None, None))
+            return jnp.sum(each(query_BxD, rows, state, item_NxD, bias_N))
 
-        return self._gradients(variables, mean_loss)
+        return self._gradients(variables, arrays, probe, total_loss)
+
+
+def _redrawn(memory: dict[str, Array], drawn_M: Array, item_NxD: Array) -> dict[str, Array]:
+    """The memory with other items, as old as they would be: from it, where it has them."""
+    item_NxD = jax.lax.stop_gradient(item_NxD)
+    is_filled_M = memory["ids_M"] >= 0
+    at_M = jnp.where(is_filled_M, memory["ids_M"], len(item_NxD))
+    stale_NxD = item_NxD.at[at_M].set(memory["embedding_MxD"], mode="drop")
+    return {
+        **memory,
+        "ids_M": jnp.where(is_filled_M, drawn_M, -1),
+        "embedding_MxD": stale_NxD[drawn_M],
+    }
 
 
 def _dot(a: Array, b: Array) -> float:

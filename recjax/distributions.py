@@ -79,7 +79,7 @@ def unigram(
     """Items of the mask that occur at all, in proportion to frequency^power."""
     if not power >= 0:
         raise ConfigError(
-            f"loss.unigram_power: {name} candidates need a power of at least 0, not {power}"
+            f"config.loss.unigram_power: {name} candidates need a power of at least 0, not {power}"
         )
     drawn_N = mask_N & (frequency_N > 0)
     mass_N = np.zeros(len(frequency_N))
@@ -90,7 +90,7 @@ def unigram(
 def _make_distribution(name: str, mass_N: np.ndarray, count: int) -> Distribution:
     if count < 1:
         raise ConfigError(
-            f"loss.num_sampled: {name} candidates need at least 1 draw per step, not {count}"
+            f"config.loss.num_sampled: {name} candidates need at least 1 draw per step, not {count}"
         )
     support_T = np.flatnonzero(mass_N)
     if not len(support_T):

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from recjax.collectives import sum_over
+
 
 @dataclasses.dataclass(frozen=True)
 class TableSpec:
@@ -46,7 +48,7 @@ def lookup(
     if axis is not None:
         ids = local_ids(ids, num_rows, axis)
     rows = table_RxD.at[jnp.where(ids < 0, num_rows, ids)].get(mode="fill", fill_value=0.0)
-    return rows if axis is None else jax.lax.psum(rows, axis)
+    return sum_over(rows, axis)
 
 
 def local_ids(ids: Int[Array, "..."], rows: int, axis: str) -> Int[Array, "..."]:

@@ -274,7 +274,6 @@ def _step(
             margin=loss.margin,
             positive_scale=loss.positive_scale,
             label_smoothing=loss.label_smoothing,
-            num_items=int(train_mask_N.sum()),
         ),
         full=full,
         num_items=num_items,

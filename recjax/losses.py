@@ -41,7 +41,6 @@ def make_loss(
     margin: float = 0.0,
     positive_scale: float = 1.0,
     label_smoothing: float = 0.0,
-    num_items: int = 0,
 ) -> Loss:
     """Builds a loss by its name; what it is, the function of that name says.
 
@@ -55,7 +54,6 @@ def make_loss(
         margin: of 'ccl', the score below which a negative loses nothing.
         positive_scale: of 'bsl', temperature of the labels / temperature of the negatives.
         label_smoothing: of 'softmax', share of the target that is uniform over the corpus.
-        num_items: items of the corpus; 'softmax' with label smoothing needs it for `sampled`.
 
     Raises:
         ConfigError: an unknown name, or a setting that cannot be or that the loss does not read.
@@ -81,7 +79,7 @@ def make_loss(
                 f"{default}"
             )
     chosen = {key: settings[key][0] for key in read}
-    return make(num_items=num_items, **chosen)
+    return make(**chosen)
 
 
 def softmax(
@@ -92,7 +90,6 @@ def softmax(
     log_w_TxC: Array,
     *,
     label_smoothing: float = 0.0,
-    num_items: int = 0,
 ) -> Array:
     """Sampled softmax cross-entropy.
 
@@ -109,9 +106,10 @@ def softmax(
     "Sampling-bias-corrected neural modeling for large corpus item recommendations".
 
     With label smoothing a (Szegedy et al., CVPR 2016, arXiv:1512.00567, section 7) the target is
-    (1 - a) y + a / num_items, and the mean of all scores is estimated as Z is:
+    (1 - a) y + a / N, and the mean of all N scores is estimated by what is scored, each item with
+    its weight over the sum of the weights, so that a shift of all scores costs nothing:
 
-        loss = log Z - (1 - a) sum_p y_p s_p - (a / num_items) (sum_p s_p + sum_c w_c s_c)
+        loss = log Z - (1 - a) sum_p y_p s_p - a (sum_p s_p + sum_c w_c s_c) / (P + sum_c w_c)
 
     Labels of which log_w is not 0 stand with s_p + log_w_p for s_p in Z and beside y_p: the common
     variant that corrects the positive too, which is biased (arXiv:2507.09331).
@@ -122,10 +120,9 @@ def softmax(
     loss_T = _log_sum_exp(logits_TxP, score_TxC + log_w_TxC)
     loss_T -= (1 - label_smoothing) * jnp.sum(target_TxP, axis=1)
     if label_smoothing:
-        w_TxP = jnp.where(is_label_TxP, 1.0, jnp.exp(log_w_TxP))
-        sum_T = jnp.sum(w_TxP * score_TxP, axis=1)
-        sum_T += jnp.sum(jnp.exp(log_w_TxC) * score_TxC, axis=1)
-        loss_T -= label_smoothing / num_items * sum_T
+        share_TxP, share_TxC = _shares(jnp.where(is_label_TxP, 0.0, log_w_TxP), log_w_TxC)
+        mean_T = jnp.sum(share_TxP * score_TxP, axis=1) + jnp.sum(share_TxC * score_TxC, axis=1)
+        loss_T -= label_smoothing * mean_T
     return loss_T
 
 
@@ -296,6 +293,7 @@ def full_loss(
     *,
     bias_N: Float[Array, "N"] | None = None,
     mask_N: Bool[Array, "N"] | None = None,
+    log_prior_N: Float[Array, "N"] | None = None,
     scale: float | Float[Array, ""] = 1.0,
     offset: int | Int[Array, ""] = 0,
     axis: str | None = None,
@@ -313,6 +311,8 @@ def full_loss(
             f"only softmax has a full loss over a corpus split over an axis ({axis!r}): "
             "use one shard or sampled candidates"
         )
+    if log_prior_N is not None:
+        bias_N = log_prior_N if bias_N is None else bias_N + log_prior_N
     own_BxP = jnp.where(label_BxP >= 0, label_BxP - offset, -1)
     row_BxP = jnp.maximum(own_BxP, 0)
     return candidate_loss(
@@ -332,16 +332,13 @@ def full_loss(
     )
 
 
-def _make_softmax(*, label_smoothing: float, num_items: int) -> Loss:
-    if label_smoothing and num_items < 1:
-        raise ConfigError(f"label_smoothing needs num_items of at least 1, not {num_items}")
-    rule = functools.partial(softmax, label_smoothing=label_smoothing, num_items=num_items)
+def _make_softmax(*, label_smoothing: float) -> Loss:
+    rule = functools.partial(softmax, label_smoothing=label_smoothing)
     full = functools.partial(softmax_loss, label_smoothing=label_smoothing)
     return Loss(full, functools.partial(sampled_loss, rule))
 
 
-def _make_from_rule(rule: Callable[..., Array], *, num_items: int, **settings: float) -> Loss:
-    del num_items
+def _make_from_rule(rule: Callable[..., Array], **settings: float) -> Loss:
     rule = functools.partial(rule, **settings)
     return Loss(functools.partial(full_loss, rule), functools.partial(sampled_loss, rule))
 
@@ -361,7 +358,11 @@ def _log_sum_exp(*parts_TxK: Array) -> Array:
 
 def _negative_shares(log_w_TxP: Array, y_TxP: Array, log_w_TxC: Array) -> tuple[Array, Array]:
     """v of the own items (0 for labels) and of the candidates: 1 in sum, or 0 where all are 0."""
-    log_w_TxP = jnp.where(y_TxP > 0, -jnp.inf, log_w_TxP)
+    return _shares(jnp.where(y_TxP > 0, -jnp.inf, log_w_TxP), log_w_TxC)
+
+
+def _shares(log_w_TxP: Array, log_w_TxC: Array) -> tuple[Array, Array]:
+    """The weights over their sum."""
     max_T = _max(log_w_TxP, log_w_TxC)
     w_TxP, w_TxC = jnp.exp(log_w_TxP - max_T[:, None]), jnp.exp(log_w_TxC - max_T[:, None])
     sum_T = jnp.sum(w_TxP, axis=1) + jnp.sum(w_TxC, axis=1)
@@ -375,7 +376,7 @@ def _softplus(x: Array) -> Array:
 
 
 class _Entry(NamedTuple):
-    settings: tuple[str, ...]  # what it reads besides num_items
+    settings: tuple[str, ...]  # what it reads
     make: Callable[..., Loss]
 
 
@@ -386,5 +387,3 @@ LOSSES: dict[str, _Entry] = {
     "ccl": _Entry(("negative_weight", "margin"), functools.partial(_make_from_rule, ccl)),
     "bsl": _Entry(("positive_scale",), functools.partial(_make_from_rule, bsl)),
 }
-
-sampled_softmax = make_loss("softmax").sampled

@@ -16,7 +16,7 @@ PyTree = Any
 def protocol_of(experiment: Experiment) -> dict[str, Any]:
     """What two results must share to be compared: data, split, corpus, policies, metric."""
     config = experiment.config
-    validates = config.split.fit == "train"
+    validates = not experiment.split.trains_on_valid
     return {
         "dataset": experiment.dataset.name,
         "dataset_hash": experiment.dataset.hash,

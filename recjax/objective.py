@@ -113,7 +113,7 @@ class Objective:
         draw, source = arrays["source"].draw(source, key, batch, step, axis=self.data_axis)
         if draw.pool is not None:
             draw = draw._replace(negative=self._hard(variables, draw.pool, inputs, batch, arrays))
-        own_BxP, _, _ = own_items(batch, draw, self.correct_positive)
+        own_BxP = own_items(batch, draw, self.correct_positive).ids_BxP
         inputs["own"] = self.encoder.item_inputs(arrays, own_BxP.reshape(-1))
         if draw.shared is not None:
             inputs["candidate"] = self.encoder.item_inputs(arrays, draw.shared.ids_C)
@@ -170,12 +170,11 @@ class Objective:
         question = Question(batch, None, None, inputs, self._uses(inputs))
         rows = self.look_up(variables["tables"], question)
         towers = _Towers(self.model, variables["params"], rows, inputs, None)
-        bias_N = towers.item_bias(variables["params"])
         return pick_hard(
             towers.query(batch["index"]),
             towers.scope("pool", pool_S),
             pool_S,
-            None if bias_N is None else bias_N[jnp.maximum(pool_S, 0)],
+            bias_of(self.bias(towers.item_bias(variables["params"]), arrays), pool_S),
             batch["label"],
             arrays["source"].num_hard,
             scale=towers.scale(),
@@ -216,9 +215,6 @@ class Objective:
             whole_NxD = _maybe_unit(shared["embedding"][HEAD], self.model.normalize)
             item_CxD = jax.lax.dynamic_slice_in_dim(whole_NxD, offset, count)
         prior_N = arrays.get("log_prior_N")
-        if prior_N is not None:
-            prior_C = prior_N[item_C]
-            bias_C = prior_C if bias_C is None else bias_C + prior_C
         query_BxD = towers.query(batch["index"])
         total, _ = self.loss.full(
             query_BxD,
@@ -228,6 +224,7 @@ class Objective:
             batch["weight"],
             bias_N=bias_C,
             mask_N=mask_C,
+            log_prior_N=None if prior_N is None else prior_N[item_C],
             scale=towers.scale(),
             offset=offset,
             axis=axis,
@@ -240,49 +237,91 @@ class Objective:
     ) -> tuple[Array, Measured]:
         """The loss over the examples' own items and the candidates that were drawn."""
         batch = question.batch
-        ids_BxP, y_BxP, own_log_q_BxP = own_items(batch, draw, self.correct_positive)
-        own_BxPxD = towers.scope("own", ids_BxP.reshape(-1)).reshape(*ids_BxP.shape, -1)
+        own = own_items(batch, draw, self.correct_positive)
+        own_BxPxD = towers.scope("own", own.ids_BxP.reshape(-1)).reshape(*own.ids_BxP.shape, -1)
         parts, drawn = [], None
         if draw.own is not None and draw.slot_B is not None:
             given_BxD = jnp.take_along_axis(own_BxPxD, draw.slot_B[:, None, None], axis=1)[:, 0]
-            own, given_GxD = gather_candidates(draw.own, given_BxD, self.data_axis)
-            gives_G = jnp.isfinite(own.log_q_C)
-            drawn = jnp.where(gives_G, own.ids_C, -1), jax.lax.stop_gradient(given_GxD)
-            parts.append((own, given_GxD))
+            given, given_GxD = gather_candidates(draw.own, given_BxD, self.data_axis)
+            gives_G = jnp.isfinite(given.log_q_C)
+            drawn = jnp.where(gives_G, given.ids_C, -1), jax.lax.stop_gradient(given_GxD)
+            parts.append((given, given_GxD))
         if draw.shared is not None:
             parts.append((draw.shared, towers.scope("candidate", draw.shared.ids_C)))
         if draw.stored is not None and question.stored_MxD is not None:
             parts.append((draw.stored, question.stored_MxD))
-        candidates, candidate_CxD = join_candidates(parts, own_BxPxD.shape[2])
-        bias_N, prior_N = towers.item_bias(towers.params), arrays.get("log_prior_N")
-        if bias_N is not None and prior_N is not None:
-            prior_N = jnp.pad(prior_N, (0, len(bias_N) - len(prior_N)))
-        bias_N = prior_N if bias_N is None else bias_N if prior_N is None else bias_N + prior_N
         query_BxD = towers.query(batch["index"])
+        total = self.score(
+            query_BxD,
+            own_BxPxD,
+            own,
+            parts,
+            batch["weight"],
+            self.bias(towers.item_bias(towers.params), arrays),
+            towers.scale(),
+        )
+        return total, Measured(_length_product(query_BxD, own_BxPxD[:, 0], batch), drawn)
+
+    def score(
+        self,
+        query_BxD: Float[Array, "B D"],
+        own_BxPxD: Float[Array, "B P D"],
+        own: "Own",
+        parts: Sequence[tuple[Candidates, Array]],
+        weight_B: Float[Array, "B"],
+        bias_N: Float[Array, "N"] | None,
+        scale: float | Float[Array, ""],
+    ) -> Float[Array, ""]:
+        """The weighted sum of losses against own items and candidates.
+
+        Args:
+          query_BxD: query embeddings.
+          own_BxPxD: embeddings of the own items.
+          own: what they are.
+          parts: candidates and their embeddings [C, D], of each source that was drawn from.
+          weight_B: weight of each example.
+          bias_N: what `bias` returned.
+          scale: 1 / temperature.
+        """
+        if parts:
+            candidates, candidate_CxD = jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
+        else:
+            candidates = Candidates(jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.float32))
+            candidate_CxD = jnp.zeros((0, query_BxD.shape[1]), query_BxD.dtype)
         total, _ = self.loss.sampled(
             query_BxD,
             own_BxPxD,
             candidate_CxD,
-            ids_BxP,
-            y_BxP,
+            own.ids_BxP,
+            own.weight_BxP,
             candidates,
-            batch["weight"],
-            scale=towers.scale(),
-            own_bias_BxP=bias_of(bias_N, ids_BxP),
+            weight_B,
+            scale=scale,
+            own_bias_BxP=bias_of(bias_N, own.ids_BxP),
             candidate_bias_C=bias_of(bias_N, candidates.ids_C),
             correct=self.correct_logq,
-            own_log_q_BxP=own_log_q_BxP,
+            own_log_q_BxP=own.log_q_BxP,
         )
-        return total, Measured(_length_product(query_BxD, own_BxPxD[:, 0], batch), drawn)
+        return total
+
+    def bias(self, item_bias_N: Array | None, arrays: Any) -> Float[Array, "N"] | None:
+        """What training adds to the scores: the items' logit biases and the log prior, if any."""
+        prior_N = arrays.get("log_prior_N")
+        if item_bias_N is None or prior_N is None:
+            return prior_N if item_bias_N is None else item_bias_N
+        return item_bias_N + jnp.pad(prior_N, (0, len(item_bias_N) - len(prior_N)))
 
 
-def own_items(
-    batch: Batch, draw: Draw, correct_positive: bool
-) -> tuple[Int[Array, "B P"], Float[Array, "B P"], Float[Array, "B P"] | None]:
-    """(ids, label weights, log q) of each example's own items: its labels, then its negatives.
+class Own(NamedTuple):
+    """The own items of each example: its labels, then negatives of its own, of weight 0."""
 
-    The weight of a negative is 0. log q is None where it is 0 for all.
-    """
+    ids_BxP: Array  # -1 for padding
+    weight_BxP: Array
+    log_q_BxP: Array | None  # None where it is 0 for all
+
+
+def own_items(batch: Batch, draw: Draw, correct_positive: bool) -> Own:
+    """The own items of a batch, by what was drawn for it."""
     ids_BxP, y_BxP = batch["label"], batch["label_weight"]
     log_q_BxP = draw.label_log_q_BxP if correct_positive else None
     if draw.negative is not None:
@@ -290,7 +329,7 @@ def own_items(
         log_q_BxP = jnp.zeros_like(y_BxP) if log_q_BxP is None else log_q_BxP
         log_q_BxP = jnp.concatenate([log_q_BxP, draw.negative.log_q_C], axis=1)
         y_BxP = jnp.pad(y_BxP, [(0, 0), (0, draw.negative.ids_C.shape[1])])
-    return ids_BxP, y_BxP, log_q_BxP
+    return Own(ids_BxP, y_BxP, log_q_BxP)
 
 
 # Parameters whose gradient is whole on every device of the model axis, without a sum.
@@ -330,16 +369,6 @@ class _Towers:
         rngs = None if self.key is None else {"dropout": self.key}
         index = None if self.key is None else index_B
         return self.model.apply({"params": params}, inputs, rows, index, rngs=rngs, method=method)
-
-
-def join_candidates(
-    parts: Sequence[tuple[Candidates, Array]], dim: int
-) -> tuple[Candidates, Float[Array, "C D"]]:
-    """The candidates of several sources and their embeddings [C, D] as one list, maybe empty."""
-    if not parts:
-        none = Candidates(jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.float32))
-        return none, jnp.zeros((0, dim), jnp.float32)
-    return jax.tree.map(lambda *each: jnp.concatenate(each), *parts)
 
 
 def bias_of(bias_N: Float[Array, "N"] | None, ids: Int[Array, "..."]) -> Float[Array, "..."] | None:

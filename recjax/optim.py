@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from recjax.collectives import sum_over
 from recjax.embedding import deduplicate, local_ids
 from recjax.errors import ConfigError
 
@@ -122,7 +123,7 @@ def make_row_optimizer(optim: Any, total_steps: int) -> RowOptimizer:
         ids_M, grads_MxD = deduplicate(ids_M, grads_MxD.astype(jnp.float32), num_rows)
         if optim.clip_norm:
             square = jnp.sum(grads_MxD**2)
-            norm = jnp.sqrt(square if axis is None else jax.lax.psum(square, axis))
+            norm = jnp.sqrt(sum_over(square, axis))
             grads_MxD *= jnp.where(norm < optim.clip_norm, 1.0, optim.clip_norm / norm)
         # Places that are to be dropped get numbers of their own, so that all of them differ.
         ids_M = jnp.where(ids_M < num_rows, ids_M, num_rows + jnp.arange(len(ids_M)))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from recjax.collectives import gather_over
 from recjax.distributions import Distribution, Leaf, log_p
 from recjax.errors import ConfigError
 from recjax.frequency import StreamingFrequency
@@ -163,7 +164,7 @@ class CandidateSource:
             slot_key = jax.random.fold_in(step_key, _IN_BATCH)
             slot_B = _draw_slot(slot_key, batch["label_weight"], batch["index"])
             own_B = jnp.where(gives_B, _column(label_BxP, slot_B), -1)
-            own_G = own_B if axis is None else jax.lax.all_gather(own_B, axis, tiled=True)
+            own_G = gather_over(own_B, axis)
             num_others = _count(own_G) - 1
             if self.streaming is not None:
                 seen = self.streaming.update(state["frequency"], own_G, step)
@@ -251,7 +252,7 @@ class CandidateSource:
         """The examples' own negatives, each once, without what is also a label."""
         if "negative" not in batch:
             raise ConfigError(
-                "loss.candidates: explicit negatives need a data set whose schema names a "
+                "config.loss.candidates: explicit negatives need a data set whose schema names a "
                 "`negatives` column"
             )
         negative_BxE = batch["negative"]

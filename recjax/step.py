@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from recjax.collectives import gather_over, sum_over
 from recjax.models.retrieval import RetrievalModel
 from recjax.objective import Batch, Objective, Question
 from recjax.optim import RowOptimizer
@@ -118,7 +119,7 @@ class TrainStep:
         """
         objective = self.objective
         key = jax.random.wrap_key_data(state.key)
-        weight = self._sum(jnp.sum(batch["weight"]))
+        weight = sum_over(jnp.sum(batch["weight"]), objective.data_axis)
         variables = {"params": state.params, "tables": state.tables}
         draws = _stream(key, 0, _CANDIDATES)  # not of the step: a pool may outlive it
         question, source = objective.ask(variables, state.source, draws, state.step, batch, arrays)
@@ -131,7 +132,7 @@ class TrainStep:
 
         value_and_grad = jax.value_and_grad(mean_loss, argnums=(0, 1), has_aux=True)
         (loss, measured), (grads, row_grads) = value_and_grad(state.params, rows)
-        loss, grads, length = self._sum((loss, grads, measured.length_product))
+        loss, grads, length = sum_over((loss, grads, measured.length_product), objective.data_axis)
         if measured.drawn is not None:
             source = arrays["source"].push(source, *measured.drawn)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
@@ -160,11 +161,6 @@ class TrainStep:
             "bad_step": bad_step,
         }
 
-    def _sum(self, tree: PyTree) -> PyTree:
-        """The sum over replicas; on one, no collective, which would copy the gradients."""
-        axis = self.objective.data_axis
-        return tree if jax.lax.axis_size(axis) == 1 else jax.lax.psum(tree, axis)
-
     def _update_tables(
         self, state: TrainState, question: Question, row_grads: PyTree
     ) -> tuple[dict[str, Array], dict[str, PyTree]]:
@@ -177,10 +173,9 @@ class TrainStep:
                     if used == table:
                         ids.append(ids_of_use.reshape(-1))
                         grads.append(row_grads[scope][name].reshape(ids[-1].shape[0], -1))
-            ids_M, grads_MxD = jnp.concatenate(ids), jnp.concatenate(grads)
-            axis = self.objective.data_axis
-            if jax.lax.axis_size(axis) > 1:
-                ids_M, grads_MxD = jax.lax.all_gather((ids_M, grads_MxD), axis, tiled=True)
+            ids_M, grads_MxD = gather_over(
+                (jnp.concatenate(ids), jnp.concatenate(grads)), self.objective.data_axis
+            )
             tables[table], table_state[table] = self.row_optimizer.update(
                 tables[table],
                 table_state[table],

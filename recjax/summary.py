@@ -48,7 +48,7 @@ def describe(experiment: Experiment, workdir: pathlib.Path) -> str:
         (
             "ranking",
             f"{int(experiment.corpus_mask_N.sum()):,} items ({config.eval.corpus}), "
-            f"without the user's {config.eval.seen} ones; {_chosen(config)}",
+            f"without the user's {config.eval.seen} ones; {_chosen(experiment)}",
         ),
         (
             "devices",
@@ -122,23 +122,37 @@ def _tables(model: RetrievalModel) -> str:
     return f"tables {shown}" + (f" and {more} smaller" if more > 0 else "")
 
 
-def _chosen(config: Config) -> str:
-    if config.split.fit == "train_and_valid":
+def _chosen(experiment: Experiment) -> str:
+    if experiment.split.trains_on_valid:
         return "the last step, trained on the validation data too"
-    return f"chosen by valid/{config.eval.metric}"
+    return f"chosen by valid/{experiment.config.eval.metric}"
 
 
 def _loss(experiment: Experiment) -> str:
     loss = experiment.config.loss
-    name = _LOSSES[loss.name]
     if loss.candidates == "full":
-        return f"{name} against every item that training knows"
-    parts = loss.mixed if loss.candidates == "mixed" else (loss.candidates,)
-    against = " and ".join(_candidates(experiment.config, part) for part in parts)
-    corrected = "corrected by logQ" if loss.correct_logq else "without logQ (biased)"
+        against = "every item that training knows"
+    else:
+        parts = loss.mixed if loss.candidates == "mixed" else (loss.candidates,)
+        against = " and ".join(_candidates(experiment.config, part) for part in parts)
+    terms = [f"{_LOSSES[loss.name]} against {against}"]
+    if loss.candidates not in ("full", "explicit", "hard"):
+        terms.append(_correction(loss))
     if loss.frequency == "streaming":
-        corrected += ", frequencies estimated on the way"
-    return f"{name} against {against}, {corrected}"
+        terms.append("frequencies estimated on the way")
+    if loss.label_smoothing:
+        terms.append(f"label smoothing {loss.label_smoothing:g}")
+    if loss.log_prior:
+        terms.append(f"{loss.log_prior:g} x log popularity added to training logits")
+    return ", ".join(terms)
+
+
+def _correction(loss: Config) -> str:
+    if not loss.correct_logq:
+        return "without logQ (biased)"
+    if loss.correct_positive:
+        return "corrected by logQ, the label too (biased)"
+    return "corrected by logQ"
 
 
 _LOSSES = {

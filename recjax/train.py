@@ -156,7 +156,7 @@ class _Loop:
         self._console = rich.console.Console(quiet=True) if quiet else None
         self._pending: collections.deque[tuple[int, dict[str, Array]]] = collections.deque()
         self._loss = self._logit_scale = float("nan")
-        self._validates = config.split.fit == "train"
+        self._validates = not experiment.split.trains_on_valid
         self._seconds, self._logged = time.perf_counter(), 0
 
     def run(self, should_stop: Callable[[], bool]) -> int | None:

@@ -28,6 +28,7 @@ LAYERS = (
         "recjax.distributions",
         "recjax.frequency",
         "recjax.checkpoint",
+        "recjax.collectives",
         "recjax.config",
         "recjax.embedding",
         "recjax.files",

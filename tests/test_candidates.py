@@ -14,7 +14,7 @@ from recjax.candidates import (
     why_biased,
 )
 from recjax.errors import ConfigError, DataError
-from recjax.losses import sampled_softmax
+from recjax.losses import make_loss
 
 KEY = jax.random.key(7)
 ONE_LABEL = {
@@ -130,7 +130,7 @@ def test_log_q_of_a_mixture_counts_the_draws_of_all_its_parts():
     source = make_source(
         "mixed",
         FREQUENCY,
-        mixed=("in_batch", "uniform", "unigram", "memory"),
+        mixed=("uniform", "unigram", "memory"),
         count=3,
         mask_N=MASK,
         memory=4,
@@ -226,7 +226,7 @@ def test_the_hardest_of_the_pool_are_no_labels():
 MIXED = make_source(
     "mixed",
     FREQUENCY + 1,
-    mixed=("in_batch", "unigram", "memory"),
+    mixed=("unigram", "memory"),
     frequency="streaming",
     count=5,
     memory=20,
@@ -246,7 +246,7 @@ def two_steps(batch, query, positive, shared_item, *, axis):
             (drawn.stored, state["memory"]["embedding_MxD"]),
         ]
         candidates, candidate = jax.tree.map(lambda *xs: jnp.concatenate(xs), *parts)
-        total, loss_B = sampled_softmax(
+        total, loss_B = make_loss("softmax").sampled(
             query,
             positive,
             candidate,
@@ -326,19 +326,24 @@ def test_a_source_is_an_argument_of_a_jitted_function():
         ({"name": "uniform", "count": 3, "mask_N": np.zeros(6, bool)}, DataError, "no item"),
         ({"name": "mixed", "mixed": ("uniform",)}, ConfigError, "loss.mixed.*two or more"),
         ({"name": "mixed", "mixed": ("uniform",) * 2}, ConfigError, "loss.mixed.*different"),
-        ({"name": "mixed", "mixed": ("uniform", "hard")}, ConfigError, "loss.mixed: no 'hard'"),
-        ({"name": "uniform", "count": 3, "frequency": "streaming"}, ConfigError, "loss.frequency"),
+        ({"name": "mixed", "mixed": ("uniform", "hard")}, ConfigError, "mixed=.*: no 'hard'"),
+        (
+            {"name": "mixed", "mixed": ("in_batch", "memory"), "memory": 4},
+            ConfigError,
+            r"config.loss.mixed=\('in_batch', 'memory'\): memory brings in_batch already",
+        ),
+        ({"name": "uniform", "count": 3, "frequency": "streaming"}, ConfigError, "frequency=str"),
         ({"name": "in_batch", "frequency": "streamed"}, ConfigError, "did you mean 'streaming'"),
-        ({"name": "in_batch", "frequency_buckets": 8}, ConfigError, "loss.frequency_buckets"),
+        ({"name": "in_batch", "frequency_buckets": 8}, ConfigError, "loss.frequency_buckets=8"),
         (
             {"name": "in_batch", "frequency": "streaming", "frequency_rate": 0.0},
             ConfigError,
-            "loss.frequency_rate",
+            "loss.frequency_rate=0.0: it must be in",
         ),
-        ({"name": "memory"}, ConfigError, "loss.memory: must be at least 1, not 0"),
-        ({"name": "explicit", "explicit_weight": 0.0}, ConfigError, "loss.explicit_weight"),
-        ({"name": "hard", "count": 4, "hard_count": 5}, ConfigError, "loss.hard_negatives.*pool"),
-        ({"name": "hard", "count": 4}, ConfigError, "loss.hard_negatives: must be at least 1"),
+        ({"name": "memory"}, ConfigError, "config.loss.memory=0: it must be at least 1"),
+        ({"name": "explicit", "explicit_weight": 0.0}, ConfigError, "explicit_weight=0.0"),
+        ({"name": "hard", "count": 4, "hard_count": 5}, ConfigError, "hard_negatives=5: .*pool"),
+        ({"name": "hard", "count": 4}, ConfigError, "hard_negatives=0: it must be at least 1"),
     ],
 )
 def test_what_cannot_be_drawn_from_is_an_error(kwargs, error, words):

@@ -2,16 +2,20 @@
 
 import pytest
 
+from configs.two_tower import DATA
 from recjax.checks import check_config
+from recjax.config import load_config
 from recjax.errors import ConfigError
-from tests.runs import small_config
+from tests.runs import ROOT, small_config
 
 STREAMING = {"loss.frequency": "streaming"}
 CCL = {"loss.name": "ccl"}
 COSINES = {"model.normalize": True, "model.temperature": 1.0, "model.item.bias": False}
-TOWER = {"model.item.side": "tower"}
+TOWER = {"model.item.side": "tower", "model.item.bias": False}
+LAST_FIT = {"split.fit": "train_and_valid"}
 IN_BATCH, HARD = {"loss.candidates": "in_batch"}, {"loss.candidates": "hard"}
 POSITIVE, SMOOTHED = {"loss.correct_positive": True}, {"loss.label_smoothing": 0.1}
+UNCORRECTED, EXPLICIT = {"loss.correct_logq": False}, {"loss.candidates": "explicit"}
 BPR, DIAGNOSED, SPLIT = {"loss.name": "bpr"}, {"diagnostics.every": 5}, {"parallel.model": 2}
 DROPPED, WEIGHED = {"model.item.id_dropout": 0.5}, {"examples.weight_power": 0.5}
 
@@ -78,6 +82,24 @@ def test_a_value_that_cannot_be_names_the_key(changes, message):
             "loss.frequency=streaming with loss.candidates=mixed",
             {"loss.mixed": ("uniform", "memory")},
         ),
+        (UNCORRECTED, "loss.correct_logq=False with loss.candidates=full: .*not drawn", IN_BATCH),
+        (UNCORRECTED | HARD, "loss.correct_logq=False with .*=hard: .* own, so", IN_BATCH),
+        (UNCORRECTED | EXPLICIT, "loss.correct_logq=False with .*=explicit: .* own, so", IN_BATCH),
+        (
+            STREAMING | IN_BATCH | UNCORRECTED,
+            "loss.frequency=streaming with loss.correct_logq=False: log q alone reads",
+            {"loss.correct_logq": True},
+        ),
+        (
+            {"loss.frequency_buckets": 8} | IN_BATCH,
+            "loss.frequency_buckets=8 with loss.frequency=exact: only streaming",
+            STREAMING,
+        ),
+        (
+            {"loss.explicit_weight": 2.0} | IN_BATCH,
+            "loss.explicit_weight=2.0 with loss.candidates=in_batch: no explicit",
+            {"loss.candidates": "mixed", "loss.mixed": ("in_batch", "explicit")},
+        ),
         (SMOOTHED | BPR, "loss.label_smoothing=0.1 with loss.name=bpr", {"loss.name": "softmax"}),
         (CCL, "loss.name=ccl is on cosines: it needs model.normalize=True", COSINES),
         (
@@ -97,7 +119,28 @@ def test_a_value_that_cannot_be_names_the_key(changes, message):
             "diagnostics.every > 0 with loss.name=bpr",
             {"loss.name": "softmax"},
         ),
-        (DROPPED, "id_dropout with model.item.side=softmax: they act in towers", TOWER),
+        (DROPPED, "model.item.id_dropout=0.5 with model.item.side=softmax: it acts in to", TOWER),
+        ({"model.item.dropout": 0.5}, "model.item.dropout=0.5 with model.item.side=soft", TOWER),
+        (
+            TOWER | {"model.item.dropout": 0.5, "model.item.hidden": ()},
+            r"model.item.dropout=0.5 with model.item.hidden=\(\): it acts after",
+            {"model.item.hidden": (8,)},
+        ),
+        (
+            {"model.query.dropout": 0.2},
+            r"model.query.dropout=0.2 with model.query.hidden=\(\): it acts after",
+            {"model.query.hidden": (8,)},
+        ),
+        (
+            TOWER | {"model.item.bias": True},
+            "model.item.bias=True with model.item.side=tower: it is a number for each item",
+            {"model.item.bias": False},
+        ),
+        (
+            LAST_FIT | {"eval.patience": 3},
+            "eval.patience=3 with split.fit=train_and_valid: nothing validates",
+            {"eval.patience": 0},
+        ),
         (WEIGHED, "weight_power with .*next_item", {"examples.labels": "multi_hot"}),
     ],
 )
@@ -105,3 +148,9 @@ def test_choices_that_make_no_sense_together_say_why(broken, message, fixed):
     with pytest.raises(ConfigError, match=f"config.*{message}"):
         check_config(small_config("mf", **broken))
     check_config(small_config("mf", **broken | fixed))
+
+
+@pytest.mark.parametrize("name", ["mf", "softmax", "two_tower"])
+def test_every_shipped_config_can_be_on_all_data(name):
+    for data in DATA:
+        check_config(load_config(f"{ROOT}/configs/{name}.py:{data}"))

@@ -15,7 +15,7 @@ import pytest
 
 from recjax.candidates import Candidates, make_source, pick_hard
 from recjax.distributions import unigram
-from recjax.losses import sampled_softmax
+from recjax.losses import make_loss
 from recjax.ops.softmax import softmax_loss
 
 ITEMS, DIM, PROBES, REPEATS, LONGEST = 50, 4, 4, 2048, 128
@@ -28,6 +28,7 @@ ITEM = jnp.asarray(RNG.normal(size=(ITEMS, DIM)), jnp.float32)
 STALE = jnp.asarray(ITEM + 0.5 * RNG.normal(size=ITEM.shape), jnp.float32)
 LABELS = unigram(P_N, P_N > 0, 1, 1.0)
 LABEL = jnp.asarray([[0], [3], [20], [40]], jnp.int32)
+sampled_softmax = make_loss("softmax").sampled
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -74,7 +74,7 @@ def test_queries_are_made_once_for_each_experiment():
         ({"parallel__model": 2, "optim__clip_norm": 1.0}, "clip_norm needs"),
         (
             {"loss__candidates": "mixed", "loss__mixed": ("in_batch", "unifrom")},
-            "loss.mixed: no 'unifrom': there are in_batch, uniform, .*did you mean 'uniform'",
+            "config.loss.mixed=.*: no 'unifrom': there are in_batch, .*did you mean 'uniform'",
         ),
         ({"loss__margin": 0.5}, "loss.margin=0.5 is for ccl; with loss.name=softmax it must"),
     ],

@@ -10,14 +10,14 @@ from jax.sharding import PartitionSpec as P
 
 from recjax.candidates import Candidates, make_source
 from recjax.errors import ConfigError
-from recjax.losses import make_loss, sampled_softmax
+from recjax.losses import make_loss
 
 BATCH, ITEMS, DIM = 8, 13, 5
 COUNT = ITEMS
 BY_ROW = ("query", "own", "own_bias", "ids", "y", "own_log_q", "weight")
 SETTINGS = {
     "softmax": {},
-    "smoothed": {"label_smoothing": 0.1, "num_items": ITEMS},
+    "smoothed": {"label_smoothing": 0.1},
     "bpr": {},
     "bce": {"negative_weight": 2.5},
     "ccl": {"negative_weight": 2.5, "margin": -0.3},
@@ -111,7 +111,7 @@ def row_loss(name, s_own, s_all, ids, y, own_log_q, rest):
         case "softmax" | "smoothed":
             eps = settings.get("label_smoothing", 0)
             z = np.exp(s_p - log_q_p).sum() + (w * np.exp(s)).sum()
-            mean = (s_p.sum() + (w * s).sum()) / ITEMS
+            mean = (s_p.sum() + (w * s).sum()) / (len(s_p) + w.sum())
             return np.log(z) - (1 - eps) * (y * (s_p - log_q_p)).sum() - eps * mean
         case "bpr":
             return (y[:, None] * v * softplus(s - s_p[:, None])).sum()
@@ -339,6 +339,16 @@ def test_no_nan_where_there_is_nothing_or_the_scores_are_huge(name):
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(results))
 
 
+@pytest.mark.parametrize("name", ["softmax", "smoothed", "bpr", "bsl"])
+def test_a_shift_of_all_scores_costs_nothing(name):
+    inputs, rest = problem()
+    rest["own_log_q"] *= 0
+    shifted = {key: x - 30 if key.endswith("bias") else x for key, x in inputs.items()}
+    (_, loss_B), _ = value_and_grads(name, inputs, rest)
+    (_, shifted_B), _ = value_and_grads(name, shifted, rest)
+    np.testing.assert_allclose(shifted_B, loss_B, atol=2e-5)
+
+
 def test_a_full_loss_other_than_softmax_has_no_axis():
     ones = jnp.ones((2, 1))
     label = jnp.zeros((2, 1), jnp.int32)
@@ -354,7 +364,6 @@ def test_a_full_loss_other_than_softmax_has_no_axis():
         ({"name": "ccl", "margin": 2.0}, "margin=2.0: .*-1 to 1"),
         ({"name": "softmax", "margin": 0.5}, "margin=0.5 is for ccl; with loss.name=softmax.* 0.0"),
         ({"name": "bpr", "negative_weight": 2.0}, "is for bce and ccl"),
-        ({"name": "softmax", "label_smoothing": 0.1}, "num_items"),
     ],
 )
 def test_what_cannot_be_a_loss_is_an_error(kwargs, words):
@@ -383,7 +392,7 @@ def test_in_batch_z_is_unbiased_over_batches():
         assert own is not None
         case = label, y, own, jnp.ones(size)
         queries = jnp.broadcast_to(query, (size, 4))
-        _, loss_B = sampled_softmax(queries, item[label], item[own.ids_C], *case)
+        _, loss_B = make_loss("softmax").sampled(queries, item[label], item[own.ids_C], *case)
         return jnp.exp(loss_B[0] + jnp.sum(y[0] * (item[label[0]] @ query[0])))
 
     keys = jax.random.split(jax.random.key(0), len(rows))

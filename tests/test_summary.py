@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pytest
 
 from recjax.data.synthetic import make_synthetic
 from recjax.experiment import make_experiment
@@ -46,6 +47,21 @@ def test_a_mixture_and_what_is_biased_in_it_are_announced(tmp_path):
     biased = "\nnote: the estimator of the gradient is biased: embeddings of earlier batches are"
     assert biased in plan
     assert "is biased" not in describe(small_experiment("softmax"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"candidates": "full", "log_prior": 0.5}, "training knows, 0.5 x log popularity"),
+        ({"correct_logq": False}, "16 unigram draws, without logQ (biased)\n"),
+        ({"correct_positive": True}, "draws, corrected by logQ, the label too (biased)\n"),
+        ({"label_smoothing": 0.1}, "draws, corrected by logQ, label smoothing 0.1\n"),
+        ({"candidates": "hard", "hard_negatives": 4}, "the hardest 4 of 16 draws\n"),
+    ],
+)
+def test_what_is_done_to_the_loss_is_announced(tmp_path, changes, line):
+    experiment = small_experiment("softmax", **{f"loss__{k}": v for k, v in changes.items()})
+    assert line in describe(experiment, tmp_path)
 
 
 def test_an_own_split_that_is_not_used_is_announced(tmp_path):

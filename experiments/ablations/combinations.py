@@ -3,7 +3,9 @@
     python experiments/ablations/combinations.py --out=experiments/ablations/combinations.md
 
 {full, in_batch, sampled, mixed} x {softmax head, item tower} x {next_item, multi_hot} on planted
-data, each from `configs/two_tower.py` with one field changed per choice, beside popularity.
+data, each from `configs/two_tower.py` with one field changed per choice, beside popularity. A
+multi_hot run has one example a user and so few steps an epoch: it takes 40 epochs, a next_item run,
+with one example an interaction, 4.
 """
 
 import itertools
@@ -26,21 +28,19 @@ _SMOKE = flags.DEFINE_bool("smoke", False, "A few steps of some on little data: 
 CANDIDATES = ("full", "in_batch", "uniform", "mixed")
 ITEM_SIDES = ("softmax", "tower")
 LABELS = ("next_item", "multi_hot")
+EPOCHS = {"next_item": 4.0, "multi_hot": 40.0}
 SMALL = {"data.synthetic.users": 400, "data.synthetic.items": 200, "train.steps": 20}
 
 
 def train(candidates: str, side: str, labels: str, **changes: Any) -> dict[str, object]:
-    """Trains one combination; its row of the table.
-
-    Users are few beside interactions, so multi_hot, with one example a user, gets more epochs.
-    """
+    """Trains one combination; its row of the table."""
     config = recjax.load_config(
         "configs/two_tower.py",
         **{
             "loss.candidates": candidates,
             "model.item.side": side,
             "examples.labels": labels,
-            "train.epochs": 40.0 if labels == "multi_hot" else 4.0,
+            "train.epochs": EPOCHS[labels],
             "log.tensorboard": False,
             **changes,
         },

@@ -109,17 +109,16 @@ def make_synthetic(
         ("dim", dim, 1),
         ("categories", categories, max(3, dim + 1)),
         ("impressions", impressions, 0),
-        # A user meets at most 3 times the mean; beyond them there must be others to show.
-        (
-            "items",
-            items * (1 - new_items),
-            max(
-                2 * dim + 2, 4 * interactions_per_user, 3 * interactions_per_user + impressions + 2
-            ),
-        ),
     ):
         if value < least:
             raise ConfigError(f"synthetic: {key} is {value:g}; here it must be at least {least}")
+    # A user meets at most 3 times the mean; beyond them there must be others to show.
+    least = max(2 * dim + 2, 4 * interactions_per_user, 3 * interactions_per_user + impressions + 2)
+    if items * (1 - new_items) < least:
+        raise ConfigError(
+            f"synthetic: items is {items}, of which new_items={new_items:g} leaves "
+            f"{items * (1 - new_items):g} to training; here it must leave at least {least}"
+        )
     user_rng, item_rng, draw_rng, shown_rng = np.random.default_rng(seed).spawn(4)
     user_columns, user_latent_UxD = _make_users(user_rng, users, dim)
     bag, titles, item_latent_NxD = _make_items(item_rng, items, categories, dim, item_features)

@@ -10,6 +10,8 @@ from recjax.models.retrieval import HEAD, RetrievalModel, SoftmaxHead
 from recjax.models.towers import ItemTower, QueryTower
 from recjax.parallel import ROW_MULTIPLE
 
+_IDS = {"query": "user_id", "item": "item_id"}
+
 
 def make_model(
     model: Config, tables: Config, encoder: Encoder, num_items: int, *, full: bool
@@ -24,7 +26,8 @@ def make_model(
       full: whether a step reads the whole corpus; the item side's tables are then dense.
 
     Raises:
-      ConfigError: a tower without a last layer whose width is not `model.dim`.
+      ConfigError: a tower without a last layer whose width is not `model.dim`, or dropout of an id
+        that a tower does not read, or reads alone.
     """
     query, item = model.query, model.item
     rows = dict(encoder.table_rows)
@@ -52,6 +55,7 @@ def make_model(
     for side, name in ((query_side, "query"), (item_side, "item")):
         if isinstance(side, QueryTower | ItemTower):
             _check_width(side, dims, name)
+            _check_id_dropout(side, name)
     return RetrievalModel(
         query_side,
         item_side,
@@ -89,4 +93,22 @@ def _check_width(tower: QueryTower | ItemTower, dims: dict[str, int], name: str)
         raise ConfigError(
             f"config.model.{name}.output=none returns {width} numbers, but config.model.dim is "
             f"{tower.dim}; use output=linear, or widths that agree"
+        )
+
+
+def _check_id_dropout(tower: QueryTower | ItemTower, name: str) -> None:
+    """What is dropped must be there, and leave something to learn from."""
+    if tower.id_dropout == 0.0:
+        return
+    key, features = f"config.model.{name}.id_dropout={tower.id_dropout}", f"model.{name}.features"
+    read, id_name = [spec.name for spec in tower.features], _IDS[name]
+    if id_name not in read:
+        raise ConfigError(
+            f"{key}: the {name} tower does not read {id_name}, so there is nothing to drop; set it "
+            f"to 0.0 or name {id_name} in {features}"
+        )
+    if read == [id_name]:
+        raise ConfigError(
+            f"{key}: the {name} tower reads {id_name} alone, so without it an example is the zero "
+            f"vector; set it to 0.0 or name more in {features}"
         )

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from recjax.collectives import sum_over
 from recjax.ops.chunks import Chunk, Corpus, choose_chunk, choose_tile, product
 
 _LOWEST = jnp.finfo(jnp.float32).min  # a maximum over nothing, from which -inf may be subtracted
@@ -192,7 +193,7 @@ def _forward(
         if uniform is not None:
             mean_T = product("td,d->t", query_TxD.astype(jnp.float32), uniform.item_D)
             target_T += inputs.scale * mean_T + uniform.shift
-        loss_T = max_T + jnp.log(sum_T) - _sum_over(target_T, plan.axis)
+        loss_T = max_T + jnp.log(sum_T) - sum_over(target_T, plan.axis)
         if not with_gradient:
             return sums, (loss_T, None)
 
@@ -278,7 +279,7 @@ class _Uniform(NamedTuple):
 def _uniform_target(plan: _Plan, corpus: Corpus, fixed_N: Array | None) -> _Uniform:
     item_NxD, shift_N = corpus.item_NxD, corpus.shift_N
     counts_N = jnp.ones(len(item_NxD), bool) if fixed_N is None else ~jnp.isneginf(fixed_N)
-    share = plan.smoothing / _sum_over(jnp.sum(counts_N, dtype=jnp.float32), plan.axis)
+    share = plan.smoothing / sum_over(jnp.sum(counts_N, dtype=jnp.float32), plan.axis)
     shift = jnp.float32(0) if shift_N is None else jnp.sum(jnp.where(counts_N, shift_N, 0.0))
     # One product over a million items would sum them one after the other, and lose five digits.
     parts = Corpus(item_NxD, jnp.where(counts_N, 0.0, -jnp.inf), min(1024, len(item_NxD)))
@@ -307,7 +308,7 @@ def _normalise(
         logits_TxN = chunk.logits(query_TxD, inputs.scale)
         max_T = _max_over(jnp.maximum(_LOWEST, jnp.max(logits_TxN, axis=1)), plan.axis)
         exp_TxN = jnp.exp(logits_TxN - max_T[:, None])
-        sum_T = _sum_over(jnp.sum(exp_TxN, axis=1), plan.axis)
+        sum_T = sum_over(jnp.sum(exp_TxN, axis=1), plan.axis)
         return max_T, sum_T, target(chunk, logits_TxN), exp_TxN
 
     def add(chunk: Chunk, sums: tuple) -> tuple:
@@ -321,7 +322,7 @@ def _normalise(
     zero_T = jnp.zeros(len(query_TxD), jnp.float32)
     max_T, sum_T, target_T = corpus.fold(add, (zero_T + _LOWEST, zero_T, zero_T))
     whole_T = _max_over(max_T, plan.axis)
-    return whole_T, _sum_over(sum_T * jnp.exp(max_T - whole_T), plan.axis), target_T, None
+    return whole_T, sum_over(sum_T * jnp.exp(max_T - whole_T), plan.axis), target_T, None
 
 
 def _add_gradient(
@@ -358,7 +359,7 @@ def _add_gradient(
 
 def _gradient(plan: _Plan, inputs: _Inputs, d_scaled_BxD: Array, sums: _Sums) -> _Inputs:
     """The gradient in the dtypes of the inputs, from the shard's w.r.t. scale times the queries."""
-    d_scaled_BxD = _sum_over(d_scaled_BxD, plan.axis)
+    d_scaled_BxD = sum_over(d_scaled_BxD, plan.axis)
     d_scale = jnp.sum(inputs.query_BxD.astype(jnp.float32) * d_scaled_BxD)
     gradient = _Inputs(inputs.scale * d_scaled_BxD, *sums, d_scale)
     return jax.tree.map(lambda d, x: d.astype(x.dtype), gradient, inputs)
@@ -388,10 +389,6 @@ def _corpus(plan: _Plan, inputs: _Inputs, fixed_N: Array | None) -> Corpus:
 
 def _max_over(x: Array, axis: str | None) -> Array:
     return x if axis is None else jax.lax.pmax(x, axis)
-
-
-def _sum_over(x: Array, axis: str | None) -> Array:
-    return x if axis is None else jax.lax.psum(x, axis)
 
 
 def _times(weight: Array, x: Array) -> Array:

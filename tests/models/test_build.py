@@ -27,3 +27,25 @@ def test_an_id_alone_has_an_embedding_as_wide_as_the_output():
 def test_features_as_they_are_must_be_as_wide_as_the_output():
     with pytest.raises(ConfigError, match="model.query.output=none returns 5 .*model.dim is 8"):
         small_experiment("mf", model__query__features=("age", "country"))
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        ("softmax", {"query__id_dropout": 0.5}, "query tower does not read user_id, so there is"),
+        ("mf", {"query__id_dropout": 0.5}, "query.id_dropout=0.5: .* reads user_id alone"),
+        (
+            "two_tower",
+            {"item__id_dropout": 0.5, "item__features": ("all",)},
+            "item tower does not read item_id.* name item_id in model.item.features",
+        ),
+        (
+            "two_tower",
+            {"item__id_dropout": 0.5, "item__features": ("item_id",)},
+            "item.id_dropout=0.5: .* reads item_id alone",
+        ),
+    ],
+)
+def test_an_id_that_is_dropped_is_one_of_several_features(config, changes, message):
+    with pytest.raises(ConfigError, match=f"config.model.*{message}"):
+        small_experiment(config, **{f"model__{key}": value for key, value in changes.items()})
