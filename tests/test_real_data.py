@@ -41,7 +41,8 @@ def run_main(config, data, workdir, **overrides):
 
 @pytest.mark.slow
 def test_movielens_100k_is_ranked_better_than_by_popularity(tmp_path):
-    run_main("two_tower", "movielens-100k", tmp_path, **{"train.epochs": 6.0, "eval.every": 500})
+    quick = {"train.epochs": 3.0, "eval.every": 500, "examples.history_length": 20}
+    run_main("two_tower", "movielens-100k", tmp_path, **quick)
     test = lines_of(tmp_path)[-1]
     assert test["test/recall@50"] > 1.2 * test["test/popularity/recall@50"]
 
@@ -56,6 +57,7 @@ def test_movielens_1m_trains_within_two_gigabytes(tmp_path):
 
 @pytest.mark.slow
 def test_gowalla_has_no_features_so_its_item_tower_reads_the_id(tmp_path):
-    run_main("two_tower", "gowalla", tmp_path, **{"train.steps": 30})
+    quick = {"train.steps": 30, "model.dim": 32, "model.feature_dim": 32}
+    run_main("two_tower", "gowalla", tmp_path, **quick)
     test = lines_of(tmp_path)[-1]
     assert test["test/recall@20"] > 1.1 * test["test/popularity/recall@20"]

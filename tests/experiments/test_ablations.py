@@ -14,7 +14,7 @@ from tests.runs import ROOT
     ("name", "rows"),
     [
         ("combinations", ["full", "mixed"]),
-        ("estimators", ["exact", "hard, of a pool of 1,024", "explicit"]),
+        ("estimators", ["exact", "hard, of a pool of 1,024", "explicit (other data)"]),
     ],
 )
 def test_an_ablation_prints_and_writes_its_table(tmp_path, name, rows):
