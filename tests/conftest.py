@@ -8,6 +8,7 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -16,3 +17,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 install_import_hook("recjax", "beartype.beartype")
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Compiles a module's programs in half the time; see `tests.tiny.quickly_compiled`."""
+    from tests.tiny import quickly_compiled  # not above: recjax comes after the hook
+
+    with quickly_compiled():
+        yield

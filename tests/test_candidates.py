@@ -27,12 +27,7 @@ FREQUENCY = np.array([4.0, 0, 1, 2, 1, 8])
 MASK = np.array([True, True, False, True, True, True])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiles in half the time; the sums and their order are the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def multi_hot(batch=8, items=6, labels=3, seed=0):

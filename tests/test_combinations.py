@@ -4,7 +4,6 @@ import functools
 import itertools
 import runpy
 
-import jax
 import pytest
 
 from tests.runs import ROOT
@@ -30,12 +29,7 @@ SMALL = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiles in half the time; the sums and their order are the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @functools.cache

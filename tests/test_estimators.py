@@ -31,12 +31,7 @@ LABEL = jnp.asarray([[0], [3], [20], [40]], jnp.int32)
 sampled_softmax = make_loss("softmax").sampled
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiles in half the time; the sums and their order are the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 class Measured(NamedTuple):
@@ -258,3 +253,34 @@ def test_sources_that_are_biased_by_nature_measure_as_such(draw):
     if draw is not explicit:
         unbiased = measure(*drawn("in_batch", LONGEST))
         assert measured.error > 2 * unbiased.error
+
+
+def test_in_batch_z_is_unbiased_over_batches():
+    """Batches of examples drawn from a population whose label mass is the frequency."""
+    rng = np.random.default_rng(0)
+    population = np.stack([rng.permutation(8)[:3] for _ in range(40)]).astype(np.int32)
+    y = rng.random(population.shape)
+    y /= y.sum(1, keepdims=True)
+    frequency = np.bincount(population.ravel(), weights=y.ravel(), minlength=8)
+    source = make_source("in_batch", frequency)
+    item = jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)
+    query = jnp.asarray(rng.normal(size=(1, 4)), jnp.float32)
+    size = 6
+    rows = rng.integers(0, 40, size=(4000, size))
+    rows[:, 0] = 0
+
+    def z(key, label, y):
+        batch = {"label": label, "label_weight": y}
+        batch |= {"weight": jnp.ones(size), "index": jnp.arange(size)}
+        own = source.draw({}, key, batch, 0)[0].own
+        assert own is not None
+        case = label, y, own, jnp.ones(size)
+        queries = jnp.broadcast_to(query, (size, 4))
+        _, loss_B = sampled_softmax(queries, item[label], item[own.ids_C], *case)
+        return jnp.exp(loss_B[0] + jnp.sum(y[0] * (item[label[0]] @ query[0])))
+
+    keys = jax.random.split(jax.random.key(0), len(rows))
+    many = jax.jit(jax.vmap(z))(keys, population[rows], y[rows].astype(np.float32))
+    exact = np.exp(np.asarray(item @ query[0])).sum()
+    many = np.asarray(many)
+    assert np.abs(many.mean() - exact) < 4 * many.std(ddof=1) / np.sqrt(len(many))

@@ -10,12 +10,7 @@ from recjax.frequency import StreamingFrequency
 BATCH, ITEMS, STEPS = 32, 200, 4000
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiles in half the time; the sums and their order are the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def power_law(items):

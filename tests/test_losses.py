@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from recjax.candidates import Candidates, make_source
+from recjax.candidates import Candidates
 from recjax.errors import ConfigError
 from recjax.losses import make_loss
 
@@ -369,34 +369,3 @@ def test_a_full_loss_other_than_softmax_has_no_axis():
 def test_what_cannot_be_a_loss_is_an_error(kwargs, words):
     with pytest.raises(ConfigError, match=words):
         make_loss(**kwargs)
-
-
-def test_in_batch_z_is_unbiased_over_batches():
-    """Batches of examples drawn from a population whose label mass is the frequency."""
-    rng = np.random.default_rng(0)
-    population = np.stack([rng.permutation(8)[:3] for _ in range(40)]).astype(np.int32)
-    y = rng.random(population.shape)
-    y /= y.sum(1, keepdims=True)
-    frequency = np.bincount(population.ravel(), weights=y.ravel(), minlength=8)
-    source = make_source("in_batch", frequency)
-    item = jnp.asarray(rng.normal(size=(8, 4)), jnp.float32)
-    query = jnp.asarray(rng.normal(size=(1, 4)), jnp.float32)
-    size = 6
-    rows = rng.integers(0, 40, size=(4000, size))
-    rows[:, 0] = 0
-
-    def z(key, label, y):
-        batch = {"label": label, "label_weight": y}
-        batch |= {"weight": jnp.ones(size), "index": jnp.arange(size)}
-        own = source.draw({}, key, batch, 0)[0].own
-        assert own is not None
-        case = label, y, own, jnp.ones(size)
-        queries = jnp.broadcast_to(query, (size, 4))
-        _, loss_B = make_loss("softmax").sampled(queries, item[label], item[own.ids_C], *case)
-        return jnp.exp(loss_B[0] + jnp.sum(y[0] * (item[label[0]] @ query[0])))
-
-    keys = jax.random.split(jax.random.key(0), len(rows))
-    many = jax.jit(jax.vmap(z))(keys, population[rows], y[rows].astype(np.float32))
-    exact = np.exp(np.asarray(item @ query[0])).sum()
-    many = np.asarray(many)
-    assert np.abs(many.mean() - exact) < 4 * many.std(ddof=1) / np.sqrt(len(many))

@@ -83,12 +83,7 @@ OPTIMIZERS = {
 TOLERANCE = {"sgd": 1e-5, "adagrad": 1e-5, "adam": 3e-5}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiles in half the time; the sums and their order are the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 class Counted:

@@ -1,11 +1,9 @@
 """The loop: what is due at which step, and what happens when it cannot go on."""
 
-import contextlib
 import dataclasses
 import json
 import re
 
-import jax
 import numpy as np
 import pytest
 
@@ -23,6 +21,7 @@ from tests.runs import (
     small_config,
     stopper,
 )
+from tests.tiny import quickly_compiled
 
 
 def steps_with(name, workdir):
@@ -129,17 +128,9 @@ LAST_FIT = {
 }
 
 
-@contextlib.contextmanager
-def quick_compilation():
-    """Compiles in half the time; the sums and their order are the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def last_fit(tmp_path_factory):
-    with quick_compilation():
+    with quickly_compiled():
         return train(small_config("mf", **LAST_FIT), tmp_path_factory.mktemp("last"), quiet=True)
 
 
@@ -176,7 +167,7 @@ def test_a_checkpoint_holds_what_the_candidate_source_remembers_and_has_counted(
 @pytest.mark.slow
 def test_a_last_fit_that_was_stopped_ends_as_if_it_never_was(last_fit, tmp_path):
     config = small_config("mf", **LAST_FIT)
-    with quick_compilation():
+    with quickly_compiled():
         assert train_until(stopper(5), config, tmp_path, quiet=True) is None
         train(config, tmp_path, quiet=True)
     assert_same_run(tmp_path, last_fit)
