@@ -90,8 +90,7 @@ class Experiment:
     @functools.cached_property
     def popularity_N(self) -> np.ndarray:
         """Training interactions of every item."""
-        item = self.dataset.interactions.item[self.split.part_M == TRAIN]
-        return np.bincount(item, minlength=self.dataset.items.size)
+        return _train_counts(self.dataset, self.split)
 
     @functools.cached_property
     def _queries(self) -> dict[tuple[str, int], EvalQueries]:
@@ -175,8 +174,7 @@ def make_experiment(config: Config, dataset: Dataset | None = None) -> Experimen
         **{**config.examples.to_dict(), "history": history_policy(config.examples)},
     )
     encoder = _encoder(dataset, split, examples, context, config)
-    train_mask_N = np.zeros(dataset.items.size, bool)
-    train_mask_N[dataset.interactions.item[split.part_M == TRAIN]] = True
+    train_mask_N = _train_counts(dataset, split) > 0
     step = _step(config, encoder, examples, train_mask_N, parallel)
     if config.optim.clip_norm > 0 and parallel.model > 1:
         raise ConfigError(
@@ -316,9 +314,13 @@ def _source(
 
 def _log_popularity(dataset: Dataset, split: Split) -> np.ndarray:
     """Log of each item's share of the training interactions; 0 for those that have none."""
+    count_N = _train_counts(dataset, split)
+    return np.log(np.where(count_N, count_N / count_N.sum(), 1.0)).astype(np.float32)
+
+
+def _train_counts(dataset: Dataset, split: Split) -> np.ndarray:
     item = dataset.interactions.item[split.part_M == TRAIN]
-    count_N = np.bincount(item, minlength=dataset.items.size)
-    return np.log(np.where(count_N, count_N / len(item), 1.0)).astype(np.float32)
+    return np.bincount(item, minlength=dataset.items.size)
 
 
 def _total_steps(config: Config, num_examples: int) -> int:

@@ -117,6 +117,22 @@ def test_without_logq_the_bias_is_larger_where_popularity_is_steep():
         assert without[f"{group}/bias"] > with_logq[f"{group}/bias"] + 0.1, group
 
 
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_memory_is_biased_by_its_age_and_not_by_what_it_holds(stale):
+    """It holds one item alone, which every draw replaces by others, or all items, outdated."""
+    settings = {"loss__candidates": "memory", "loss__memory": 1020, **MF}
+    _, experiment, state = measure(**settings, draws=2)
+    item_NxD = state.params["embedding"]["head"][:51]
+    ids_M = jnp.arange(1020) % 51 if stale else jnp.zeros(1020, jnp.int32)
+    embedding_MxD = (0 if stale else 1) * item_NxD[ids_M]
+    arrays = jax.tree.map(jnp.asarray, host_arrays(experiment))
+    filled = arrays["source"].push(state.source, ids_M, embedding_MxD)
+    objective, examples = experiment.step.objective, experiment.examples
+    errors = EstimatorError(objective, examples, arrays, batch_size=16, queries=16, draws=DRAWS)
+    bias = errors(variables_of(state), filled, 3)["query/bias"]
+    assert bias > 0.3 if stale else bias < 0.05
+
+
 @pytest.mark.parametrize(
     "settings",
     [

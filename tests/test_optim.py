@@ -169,6 +169,14 @@ def test_the_optimizer_is_optax_own_and_runs_under_strict_dtypes(changes, expect
         np.testing.assert_allclose(updates["a"], expected_updates["a"], rtol=1e-5, atol=1e-7)
 
 
+def test_a_learned_temperature_does_not_decay():
+    optimizer = make_optimizer(optim(name="sgd", schedule="constant", weight_decay=0.5), 10)
+    params = {"log_temperature": jnp.float32(-2.3), "table": jnp.ones((2, 2))}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    assert updates["log_temperature"] == 0 and (updates["table"] < 0).all()
+
+
 @pytest.mark.parametrize(
     "changes, rates",
     [

@@ -280,6 +280,16 @@ def test_the_loss_at_zero_is_the_log_of_the_number_of_items_in_training(case):
     assert loss == pytest.approx(np.log(experiment.train_mask_N.sum()), rel=1e-6)
 
 
+@pytest.mark.parametrize("candidates", ["full", "in_batch", "memory"])
+def test_one_device_runs_no_collective(candidates):
+    experiment = tiny_experiment(loss__candidates=candidates, tables__mode="rows")
+    step = experiment.parallel.compile(experiment.step, experiment.state_specs)
+    batch = experiment.parallel.put_batch(host_batch(experiment, 0))
+    program = step.lower(experiment.abstract_state, batch, experiment.arrays).as_text()
+    assert "stablehlo.add" in program
+    assert not any(name in program for name in ("all_reduce", "all_gather", "reduce_scatter"))
+
+
 def test_a_user_id_without_layers_beside_a_head_is_matrix_factorisation():
     experiment = tiny_experiment(
         "mf",

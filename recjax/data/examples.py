@@ -46,11 +46,6 @@ class TrainExamples(abc.ABC):
         losses, and a row's labels come into a batch as often whatever the row weighs.
         """
 
-    @property
-    @abc.abstractmethod
-    def negatives_per_example(self) -> int:
-        """E: the width of a batch's negatives; 0 where they were not asked for."""
-
     @abc.abstractmethod
     def batch(
         self, indices_B: Int[np.ndarray, "B"], *, seed: int, epoch: int
@@ -110,11 +105,6 @@ class NextItemExamples(TrainExamples):
         """Share of the examples whose label is each item."""
         labels_E = self.train.item[self.position_E]
         return np.bincount(labels_E, minlength=self.num_items) / self.size
-
-    @property
-    def negatives_per_example(self) -> int:
-        """E: `max_negatives`, or the most of any interaction if that is less."""
-        return self.negatives.width
 
     def batch(
         self, indices_B: Int[np.ndarray, "B"], *, seed: int, epoch: int
@@ -186,11 +176,6 @@ class MultiHotExamples(TrainExamples):
         share_M = 1.0 / np.diff(self.train.offsets)[self.train.user]
         mass_N = np.bincount(self.train.item, weights=share_M, minlength=self.num_items)
         return mass_N / mass_N.sum()
-
-    @property
-    def negatives_per_example(self) -> int:
-        """E: `max_negatives`, or the most of any user if that is less."""
-        return self.negatives.width
 
     def batch(
         self, indices_B: Int[np.ndarray, "B"], *, seed: int, epoch: int
