@@ -12,8 +12,9 @@ FILES = sorted((ROOT / "recjax").rglob("*.py"))
 # From the top down. A module may import what stands below it or beside it; a folder stands for
 # all its modules, and the package for its __init__.
 LAYERS = (
-    {"recjax.main"},
+    {"recjax.main", "recjax.sweep", "recjax.report"},
     {"recjax"},
+    {"recjax.sweeps", "recjax.reports", "recjax.seeds"},
     {"recjax.run"},
     {"recjax.train", "recjax.summary"},
     {"recjax.measure"},
@@ -31,6 +32,7 @@ LAYERS = (
         "recjax.collectives",
         "recjax.config",
         "recjax.embedding",
+        "recjax.extras",
         "recjax.files",
         "recjax.metrics",
         "recjax.parallel",
