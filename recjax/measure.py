@@ -17,13 +17,15 @@ def protocol_of(experiment: Experiment) -> dict[str, Any]:
     """What two results must share to be compared: data, split, corpus, policies, metric."""
     config = experiment.config
     validates = not experiment.split.trains_on_valid
+    # What is known of a user left one out is what precedes the request, in either form of history.
+    last = experiment.split.name == "leave_one_out"
     return {
         "dataset": experiment.dataset.name,
         "dataset_hash": experiment.dataset.hash,
         "split": experiment.split.name,
         "split_params": dict(experiment.split.params),
         "split_hash": experiment.split.hash,
-        "history": experiment.history,
+        "history": "past" if last else experiment.history,
         "selection_metric": f"valid/{config.eval.metric}" if validates else "none: the last step",
         **protocol_record(
             part="test",
