@@ -1,20 +1,19 @@
 """Config files: loaded, overridden and compared, with every wrong key or type an error."""
 
 import ast
+import dataclasses
 import importlib.util
 import inspect
 import json
 import pathlib
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 from recjax.errors import CheckpointError, ConfigError
@@ -42,6 +41,13 @@ RESUMABLE = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Word:
+    """The value of a key as a command line has it; None where the key stands alone."""
+
+    text: str | None
+
+
 def load_config(path: str, **overrides: Any) -> ConfigDict:
     """The config that a file's `get_config` returns, with some keys set to other values.
 
@@ -49,7 +55,8 @@ def load_config(path: str, **overrides: Any) -> ConfigDict:
       path: a Python file, and after a colon the argument of its `get_config`:
         'configs/two_tower.py' or 'configs/two_tower.py:movielens-1m'. Relative to the current
         folder.
-      **overrides: dotted keys and their values, `**{'model.dim': 128}`.
+      **overrides: dotted keys and their values, `**{'model.dim': 128}`; a `Word` is read as the
+        key's type.
 
     Returns:
       The config, locked: keys can be set but none added. Sequences are tuples.
@@ -58,10 +65,30 @@ def load_config(path: str, **overrides: Any) -> ConfigDict:
       ConfigError: no such file, an argument that it does not know, an unknown key (near ones
         are listed) or a value of another type than the key has.
     """
-    config = _load_file(path)
+    with open_config(path) as (config, _):
+        set_keys(config, overrides)
+        return config
+
+
+@contextmanager
+def open_config(path: str) -> Iterator[tuple[ConfigDict, ModuleType]]:
+    """The config of a file, and the file as a module whose functions can import its neighbours.
+
+    They can as long as the context lasts. `path` and errors are those of `load_config`.
+    """
+    name, _, argument = path.partition(".py:")
+    file = pathlib.Path(f"{name}.py" if argument else path).absolute()
+    if not file.is_file():
+        raise ConfigError(_no_such_file(file))
+    with _importing_from(file):
+        module = _import_file(file)
+        yield _call_get_config(module, file, argument), module
+
+
+def set_keys(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Sets dotted keys of a config in place; errors are those of `load_config`."""
     for key, value in overrides.items():
-        _override(config, key, value, _cast)
-    return config
+        _override(config, key, value)
 
 
 def flatten_config(config: ConfigDict) -> dict[str, Any]:
@@ -141,89 +168,23 @@ def check_resume(old: ConfigDict, new: ConfigDict, workdir: str = "the workdir")
         )
 
 
-def define_config_flag(default: str | None = None, name: str = "config") -> flags.FlagHolder:
-    """Defines `--config=FILE[:ARGUMENT]`; its value is a ConfigDict after `parse_flags`.
-
-    Each key is a flag too: `--config.model.dim=128`, `--config.model.hidden=256,128`,
-    `--config.data.download` (true).
-    """
-    return flags.DEFINE(
-        flags.ArgumentParser(),
-        name,
-        default,
-        "Config file, and after a colon its argument. Any key of it is set by --config.KEY=VALUE.",
-    )
-
-
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the command line: `app.run(main, flags_parser=parse_flags)`.
-
-    What is wrong with a flag, a config file, a key or a value is printed as one message, and the
-    program exits with status 2.
-    """
+def _call_get_config(module: ModuleType, file: pathlib.Path, argument: str) -> ConfigDict:
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise ConfigError(f"{file} has no function get_config")
+    arguments = [argument] if argument else []
     try:
-        overrides, rest = _split_overrides(argv, "config")
-        rest = flags.FLAGS(rest)
-        flag = flags.FLAGS["config"]
-        if flag.value is None:
-            raise ConfigError("which config? for example --config=configs/two_tower.py")
-        config = _load_file(flag.value)
-        for key, text in overrides:
-            _override(config, key, text, _parse)
-        flag.value = config
-    except (ConfigError, flags.Error) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    return rest
-
-
-def _split_overrides(
-    argv: Sequence[str], name: str
-) -> tuple[list[tuple[str, str | None]], list[str]]:
-    """Divides argv into (key, text) of each `--name.key=text`, and what is left.
-
-    A key may stand alone (its text is None) or before its text.
-    """
-    overrides: list[tuple[str, str | None]] = []
-    rest: list[str] = []
-    words = list(argv)
-    while words:
-        word = words.pop(0)
-        if word == "--":
-            rest += [word, *words]
-            break
-        match = re.fullmatch(rf"--?{name}\.([^=]+)(?:=(.*))?", word, re.DOTALL)
-        if match is None:
-            rest.append(word)
-            continue
-        key, text = match.groups()
-        if text is None:
-            text = words.pop(0) if words and not words[0].startswith("--") else None
-        overrides.append((key, text))
-    return overrides, rest
-
-
-def _load_file(path_and_argument: str) -> ConfigDict:
-    name, _, argument = path_and_argument.partition(".py:")
-    path = pathlib.Path(f"{name}.py" if argument else path_and_argument).absolute()
-    if not path.is_file():
-        raise ConfigError(_no_such_file(path))
-    with _importing_from(path):
-        get_config = getattr(_import_file(path), "get_config", None)
-        if not callable(get_config):
-            raise ConfigError(f"{path} has no function get_config")
-        arguments = [argument] if argument else []
-        try:
-            inspect.signature(get_config).bind(*arguments)
-        except TypeError as error:
-            what = f"takes no argument {argument!r}" if argument else "needs an argument, FILE.py:X"
-            raise ConfigError(f"{path}: get_config {what}") from error
-        try:
-            config = get_config(*arguments)
-        except ValueError as error:
-            raise ConfigError(f"{path_and_argument}: {error}") from error
+        inspect.signature(get_config).bind(*arguments)
+    except TypeError as error:
+        what = f"takes no argument {argument!r}" if argument else "needs an argument, FILE.py:X"
+        raise ConfigError(f"{file}: get_config {what}") from error
+    try:
+        config = get_config(*arguments)
+    except ValueError as error:
+        source = f"{file}:{argument}" if argument else file
+        raise ConfigError(f"{source}: {error}") from error
     if not isinstance(config, ConfigDict):
-        raise ConfigError(f"{path}: get_config returned {type(config).__name__}, not a ConfigDict")
+        raise ConfigError(f"{file}: get_config returned {type(config).__name__}, not a ConfigDict")
     return _normalise(config)
 
 
@@ -241,24 +202,29 @@ def _no_such_file(path: pathlib.Path) -> str:
 
 @contextmanager
 def _importing_from(path: pathlib.Path) -> Iterator[None]:
-    """Lets the file import its neighbours as `from configs import ...`, and leaves no trace.
+    """Lets the file import its project (`from configs import ...`), and leaves no trace.
 
-    They are imported afresh: a package of the same name from another project is set aside, and
-    an edited config is read again.
+    The project is the folder above the file's own, the nearest one above that holds `configs`,
+    and the current folder. What is imported is imported afresh: a package of the same name from
+    another project is set aside, and an edited config is read again.
     """
+    above = path.parent.parent
+    project = next((folder for folder in path.parents if (folder / "configs").is_dir()), above)
+    own = {path.parent.name, "configs", path.relative_to(project).parts[0]}
 
-    def is_neighbour(name: str) -> bool:
-        return name.partition(".")[0] == path.parent.name
+    def is_own(name: str) -> bool:
+        return name.partition(".")[0] in own
 
-    aside = {name: module for name, module in sys.modules.items() if is_neighbour(name)}
+    paths = list(sys.path)
+    aside = {name: module for name, module in sys.modules.items() if is_own(name)}
     for name in aside:
         del sys.modules[name]
-    sys.path.insert(0, root := str(path.parent.parent))
+    sys.path[:0] = dict.fromkeys(map(str, (above, project, pathlib.Path.cwd())))
     try:
         yield
     finally:
-        sys.path.remove(root)
-        for name in [name for name in sys.modules if is_neighbour(name)]:
+        sys.path[:] = paths
+        for name in [name for name in sys.modules if is_own(name)]:
             del sys.modules[name]
         sys.modules.update(aside)
 
@@ -287,9 +253,7 @@ def _as_tuple(value: Any) -> Any:
     return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
 
 
-def _override(
-    config: ConfigDict, key: str, value: Any, convert: Callable[[str, Any, type, Any], Any]
-) -> None:
+def _override(config: ConfigDict, key: str, value: Any) -> None:
     flat = flatten_config(config)
     if key not in flat:
         inner = [known for known in flat if known.startswith(f"{key}.")]
@@ -304,7 +268,11 @@ def _override(
     node: Any = config
     for name in group.split(".") if group else ():
         node = node[name]
-    node[last] = convert(key, value, node.get_type(last), flat[key])
+    kind, default = node.get_type(last), flat[key]
+    if isinstance(value, Word):
+        node[last] = _parse(key, value.text, kind, default)
+    else:
+        node[last] = _cast(key, value, kind, default)
 
 
 def _cast(key: str, value: Any, kind: type, default: Any) -> Any:

@@ -15,3 +15,7 @@ class CheckpointError(ValueError):
 
 class DivergenceError(RuntimeError):
     """The loss became NaN or infinite."""
+
+
+class ReportError(ValueError):
+    """Results cannot be put in one table, or there are none."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -119,27 +120,63 @@ class Experiment:
 
     def init_state(self) -> TrainState:
         """The state before the first step, on the devices."""
-        shardings = self.parallel.shardings(self.state_specs)
-        return jax.jit(self._new_state, out_shardings=shardings)(self.arrays)
+        return self._compiled_init(np.uint32(self.config.seed), self.arrays)
+
+    def with_seed(self, seed: int) -> "Experiment":
+        """The same experiment under another seed; all that is loaded or compiled is shared.
+
+        Raises:
+          ConfigError: a seed outside its legal values.
+        """
+        config = self.config.copy_and_resolve_references()
+        config.seed = seed
+        check_config(config)
+        other = dataclasses.replace(self, config=config)
+        for name in _SHARED:
+            vars(other)[name] = getattr(self, name)
+        return other
+
+    @functools.cached_property
+    def train_step(self) -> Callable[..., Any]:
+        """`step` compiled for the devices, (state, batch, arrays) -> (state, metrics)."""
+        return self.parallel.compile(self.step, self.state_specs)
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state."""
-        return self.parallel.abstract(
-            jax.eval_shape(self._new_state, self.arrays), self.state_specs
-        )
+        return self.parallel.abstract(self._shapes, self.state_specs)
 
     @functools.cached_property
     def state_specs(self) -> Any:
         """How the state is split over the devices."""
-        return self.parallel.specs(
-            jax.eval_shape(self._new_state, self.arrays), self.step.objective.sharded
-        )
+        return self.parallel.specs(self._shapes, self.step.objective.sharded)
 
-    def _new_state(self, arrays: Any) -> TrainState:
+    @functools.cached_property
+    def _shapes(self) -> TrainState:
+        return jax.eval_shape(self._new_state, np.uint32(0), self.arrays)
+
+    @functools.cached_property
+    def _compiled_init(self) -> Callable[..., TrainState]:
+        # The seed is an argument: as a constant it would make every seed's program another one.
+        return jax.jit(self._new_state, out_shardings=self.parallel.shardings(self.state_specs))
+
+    def _new_state(self, seed: Any, arrays: Any) -> TrainState:
         batch = self.examples.batch(np.arange(2) % self.examples.size, seed=0, epoch=0)
         with jax.numpy_dtype_promotion("standard"):
-            return self.step.init(self.config.seed, batch, arrays)
+            return self.step.init(seed, batch, arrays)
+
+
+# What of an experiment is made once and is the same under every seed.
+_SHARED = (
+    "scorer",
+    "popularity_N",
+    "_queries",
+    "train_step",
+    "abstract_state",
+    "state_specs",
+    "_shapes",
+    "_compiled_init",
+)
 
 
 def make_experiment(config: Config, dataset: Dataset | None = None) -> Experiment:

@@ -6,10 +6,11 @@ import threading
 
 from absl import app, flags, logging
 
-from recjax.config import define_config_flag, parse_flags
 from recjax.errors import CheckpointError, ConfigError, DataError, DivergenceError
+from recjax.flags import define_config_flag, parse_flags
 from recjax.parallel import select_accelerator
 from recjax.run import train_until
+from recjax.seeds import MODES, train_seeds_until
 
 _CONFIG = define_config_flag()
 _WORKDIR = flags.DEFINE_string(
@@ -17,6 +18,15 @@ _WORKDIR = flags.DEFINE_string(
 )
 _ACCELERATOR = flags.DEFINE_enum(
     "accelerator", "auto", ["auto", "cpu", "gpu", "tpu"], "The platform to run on."
+)
+_SEEDS = flags.DEFINE_list(
+    "seeds", [], "Trains under each of these in place of config.seed: 0,1,2 in WORKDIR/seed0, ..."
+)
+_SEEDS_MODE = flags.DEFINE_enum(
+    "seeds_mode",
+    "auto",
+    MODES,
+    "vmap: all seeds in one program; sequential: one after another, compiled once.",
 )
 
 
@@ -36,13 +46,25 @@ def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise ConfigError(f"what is {argv[1]!r}? options start with --")
         select_accelerator(_ACCELERATOR.value)
-        train_until(stop.is_set, _CONFIG.value, _WORKDIR.value)
+        config, workdir = _CONFIG.value, _WORKDIR.value
+        if _SEEDS.value:
+            seeds, mode = _numbers(_SEEDS.value), _SEEDS_MODE.value
+            train_seeds_until(stop.is_set, config, seeds, workdir, mode=mode)
+        else:
+            train_until(stop.is_set, config, workdir)
     except (ConfigError, DataError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except DivergenceError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(3) from error
+
+
+def _numbers(words: list[str]) -> list[int]:
+    try:
+        return [int(word) for word in words]
+    except ValueError as error:
+        raise ConfigError(f"--seeds={','.join(words)}: whole numbers such as 0,1,2") from error
 
 
 if __name__ == "__main__":

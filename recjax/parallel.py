@@ -6,10 +6,12 @@ sharded tables over 'model'.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -84,10 +86,19 @@ class Parallel:
         return MODEL if self.model > 1 else None
 
     @property
+    def is_one_device(self) -> bool:
+        """Whether nothing is split."""
+        return self.mesh.size == 1
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether the devices are CPUs."""
+        return self.mesh.devices.flat[0].platform == "cpu"
+
+    @property
     def steps_in_flight(self) -> int:
         """How many steps may be queued: several collective steps on CPU devices deadlock."""
-        on_cpu = self.mesh.devices.flat[0].platform == "cpu"
-        return 1 if on_cpu and self.mesh.size > 1 else 2
+        return 1 if self.is_cpu and not self.is_one_device else 2
 
     def specs(self, state: PyTree, sharded: Collection[str]) -> PyTree:
         """A PartitionSpec per leaf: leaves under a table's name in `sharded` split their rows."""
@@ -145,6 +156,43 @@ class Parallel:
             check_vma=False,
         )
         return jax.jit(mapped, donate_argnums=0)
+
+    def compile_many(self, step: Callable) -> Callable:
+        """As `compile`, for several runs side by side on one device.
+
+        State, batch and metrics have a leading axis, one run each; the arrays are shared.
+        """
+        mapped = jax.shard_map(
+            jax.vmap(step, in_axes=(0, 0, None)),
+            mesh=self.mesh,
+            in_specs=(P(), P(None, DATA), P()),
+            out_specs=P(),
+            check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=0)
+
+    def put_batches(self, batches: Sequence[Mapping[str, np.ndarray]]) -> Mapping[str, Any]:
+        """Stacks host batches, one of each run, on one device."""
+        stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+        return self.replicate(stacked)
+
+    @functools.cached_property
+    def stack(self) -> Callable[[Sequence[PyTree]], PyTree]:
+        """Joins the states of several runs along a new leading axis."""
+
+        def stack(states: Sequence[PyTree]) -> PyTree:
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+        return jax.jit(stack, out_shardings=NamedSharding(self.mesh, P()))
+
+    @functools.cached_property
+    def pick(self) -> Callable[[PyTree, Any], PyTree]:
+        """Of a tree of stacked arrays, what lies at a place or at an array of places."""
+
+        def pick(stacked: PyTree, place: Any) -> PyTree:
+            return jax.tree.map(lambda leaf: leaf[place], stacked)
+
+        return jax.jit(pick, out_shardings=NamedSharding(self.mesh, P()))
 
 
 def make_parallel(mapper: str, data: int, model: int, batch_size: int) -> Parallel:

@@ -14,6 +14,7 @@ import polars as pl
 
 from recjax.checkpoint import Checkpointer
 from recjax.config import Config, config_from_json
+from recjax.cost import COST
 from recjax.data.dataset import Dataset
 from recjax.data.queries import EvalQueries, serving_queries
 from recjax.errors import CheckpointError, ConfigError, DataError
@@ -22,6 +23,7 @@ from recjax.experiment import Experiment, load_data, make_experiment
 from recjax.measure import evaluate_model, model_ranker, protocol_of
 from recjax.summary import describe, report
 from recjax.train import check_workdir, restore_best, train_experiment, variables_of
+from recjax.writer import Sink
 
 PyTree = Any
 
@@ -158,6 +160,7 @@ def train(
     dataset: Dataset | None = None,
     *,
     quiet: bool = False,
+    sinks: Sequence[Sink] = (),
 ) -> Run:
     """Trains what a config says, or goes on with what the workdir holds, and tests it.
 
@@ -166,6 +169,7 @@ def train(
       workdir: where everything is left; a new folder in the system's temporary one where empty.
       dataset: in place of the one that `config.data` names.
       quiet: print nothing.
+      sinks: that get every metric and timing too (`recjax.writer.Sink`), and are closed at the end.
 
     Raises:
       ConfigError: a key outside its legal values, or keys that do not go together.
@@ -173,7 +177,7 @@ def train(
       CheckpointError: the workdir holds another run, or cannot be written.
       DivergenceError: the loss became NaN or infinite.
     """
-    run = train_until(lambda: False, config, workdir, dataset, quiet=quiet)
+    run = train_until(lambda: False, config, workdir, dataset, quiet=quiet, sinks=sinks)
     assert run is not None
     return run
 
@@ -185,6 +189,7 @@ def train_until(
     dataset: Dataset | None = None,
     *,
     quiet: bool = False,
+    sinks: Sequence[Sink] = (),
 ) -> Run | None:
     """As `train`, but asks `should_stop` before every step: if true, saves and returns None."""
     if workdir:
@@ -197,12 +202,19 @@ def train_until(
             print(text, flush=True)
 
     show(describe(experiment, path))
-    finished = train_experiment(experiment, path, should_stop=should_stop, quiet=quiet)
+    finished = train_experiment(
+        experiment, path, should_stop=should_stop, quiet=quiet, sinks=sinks
+    )
     if not finished:
         return None
     run = _open(experiment, path)
     show(report(experiment, path))
     return run
+
+
+def is_finished(workdir: str | os.PathLike[str]) -> bool:
+    """Whether the workdir holds a run that was trained to its end and tested."""
+    return (pathlib.Path(workdir) / COST).exists()
 
 
 def load_run(workdir: str | os.PathLike[str], dataset: Dataset | None = None) -> Run:

@@ -71,7 +71,7 @@ class TrainStep:
         """What is trained."""
         return self.objective.model
 
-    def init(self, seed: int, batch: Mapping[str, Any], arrays: PyTree) -> TrainState:
+    def init(self, seed: int | Array, batch: Mapping[str, Any], arrays: PyTree) -> TrainState:
         """A new state, whole (not split over devices).
 
         Args:

@@ -1,14 +1,12 @@
 """What a run says of itself: what it will do, and what came out."""
 
 import json
-import math
 import pathlib
 from typing import Any
 
-import jax
-
 from recjax.candidates import why_biased
 from recjax.config import Config
+from recjax.cost import count_parameters
 from recjax.data.split import TEST, TRAIN, VALID
 from recjax.experiment import Experiment
 from recjax.models.retrieval import RetrievalModel, SoftmaxHead
@@ -25,8 +23,6 @@ def describe(experiment: Experiment, workdir: pathlib.Path) -> str:
     parts = {name: int((split.part_M == code).sum()) for name, code in _PARTS.items()}
     counts = ", ".join(f"{count:,} {name}" for name, count in parts.items())
     model = experiment.model
-    state = experiment.abstract_state
-    size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves((state.params, state.tables)))
     rows = [
         (
             "data",
@@ -37,7 +33,7 @@ def describe(experiment: Experiment, workdir: pathlib.Path) -> str:
         ("examples", experiment.examples.describe()),
         ("query side", _tower(model.query)),
         ("item side", _item_side(model, dataset.items.size)),
-        ("parameters", f"{size:,}; {_tables(model)}"),
+        ("parameters", f"{count_parameters(experiment):,}; {_tables(model)}"),
         ("loss", _loss(experiment)),
         (
             "optimizer",
@@ -89,7 +85,7 @@ def report(experiment: Experiment, workdir: pathlib.Path) -> str:
     ]
     lines.append(
         f"Everything lies in {workdir}: metrics.jsonl, protocol.json, config.json, checkpoints/, "
-        "tensorboard/, eval/test.parquet (per query), eval/test.json"
+        "tensorboard/, eval/test.parquet (per query), eval/test.json, cost.json (size and speed)"
     )
     return "\n".join(lines)
 

@@ -1,13 +1,13 @@
 """Scalars of a run, written as they come: JSON lines to compute with, TensorBoard to look at."""
 
+import contextlib
 import json
 import math
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
@@ -15,6 +15,9 @@ from recjax.errors import CheckpointError
 from recjax.files import write_file
 
 Scalars = Mapping[str, Any]
+
+# In timings.jsonl: examples a second since the line before, and when a run began or went on.
+RATE, STARTED = "train/examples_per_second", "started"
 
 # Protobuf makes these when it is imported, where pyright cannot see them.
 Event = event_pb2.Event  # pyright: ignore[reportAttributeAccessIssue]
@@ -26,11 +29,20 @@ class Sink(Protocol):
     """Where scalars go; `MetricsWriter` hands everything to each of its sinks."""
 
     def write(self, step: int, scalars: Scalars) -> None:
-        """Writes named numbers as they are after `step` steps."""
+        """Writes named numbers as they are after `step` steps; several times for one step."""
         ...
 
     def close(self) -> None:
         """Writes what is pending; nothing can be written afterwards."""
+        ...
+
+
+@runtime_checkable
+class ResumableSink(Sink, Protocol):
+    """A sink that is told where a run begins, so that it does not hold later steps twice."""
+
+    def truncate_after(self, step: int) -> None:
+        """Drops what is later than `step`, from which a run begins (0) or goes on."""
         ...
 
 
@@ -113,7 +125,7 @@ class TensorBoard:
         event = Event(step=step, wall_time=time.time())
         for name, value in scalars.items():
             if (number := _number(value)) is not None:
-                event.summary.value.extend(summary.scalar(name, number).value)
+                event.summary.value.add(tag=name, simple_value=number)
         try:
             events = self._open()
             events.write_event(event)
@@ -146,15 +158,23 @@ class TensorBoard:
 class MetricsWriter:
     """A run's metrics: `metrics.jsonl`, equal bit for bit in equal runs, and what is timed apart.
 
-    Timings go to `timings.jsonl`, and both to the TensorBoard files in `tensorboard/`.
+    Timings go to `timings.jsonl`, and both to the TensorBoard files in `tensorboard/` and to every
+    further sink, as Python numbers.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, tensorboard: bool = True):
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        tensorboard: bool = True,
+        sinks: Sequence[Sink] = (),
+    ):
         """Writes in `workdir`, which exists; TensorBoard files only if `tensorboard`."""
         workdir = pathlib.Path(workdir)
         self._metrics = JsonLines(workdir / "metrics.jsonl")
         self._timings = JsonLines(workdir / "timings.jsonl")
-        self._tensorboard = TensorBoard(workdir / "tensorboard") if tensorboard else None
+        self._others = [*sinks]
+        if tensorboard:
+            self._others.insert(0, TensorBoard(workdir / "tensorboard"))
 
     def write(self, step: int, scalars: Scalars) -> None:
         """Writes metrics as they are after `step` steps.
@@ -169,26 +189,32 @@ class MetricsWriter:
         self._write(self._timings, step, scalars)
 
     def truncate_after(self, step: int) -> None:
-        """Cuts the files back to what they held after `step` steps, for a run resumed there."""
+        """Cuts the files back to what they held after `step` steps, for a run that begins there."""
         self._metrics.truncate_after(step)
         self._timings.truncate_after(step)
-        if self._tensorboard is not None:
-            self._tensorboard.truncate_after(step)
+        self._timings.write(step, {STARTED: time.time()})
+        for sink in self._others:
+            if isinstance(sink, ResumableSink):
+                sink.truncate_after(step)
 
     def close(self) -> None:
-        """Closes the files."""
-        for sink in self._sinks(self._metrics, self._timings):
-            sink.close()
+        """Closes the files and the other sinks."""
+        with contextlib.ExitStack() as stack:  # each, though one of them fails
+            for sink in (*self._others, self._timings, self._metrics):
+                stack.callback(sink.close)
 
     def _write(self, lines: JsonLines, step: int, scalars: Scalars) -> None:
-        for sink in self._sinks(lines):
-            sink.write(step, scalars)
-
-    def _sinks(self, *lines: Sink) -> list[Sink]:
-        return [*lines] if self._tensorboard is None else [*lines, self._tensorboard]
+        numbers = {name: _plain(value) for name, value in scalars.items()}
+        for sink in (lines, *self._others):
+            sink.write(step, numbers)
 
 
 def _number(value: Any) -> int | float | None:
-    """A Python number of a Python, numpy or jax scalar; None if it is not finite."""
-    value = value.item() if hasattr(value, "item") else value
+    """As `_plain`; None if it is not finite."""
+    value = _plain(value)
     return value if math.isfinite(value) else None
+
+
+def _plain(value: Any) -> int | float:
+    """A Python number of a Python, numpy or jax scalar."""
+    return value.item() if hasattr(value, "item") else value

@@ -4,7 +4,6 @@ import sys
 
 import numpy as np
 import pytest
-from absl import flags
 from ml_collections import ConfigDict
 
 from recjax import config as config_lib
@@ -161,73 +160,3 @@ def test_only_steps_evaluation_and_logging_may_change_on_resume():
     new.model.dim = 4
     with pytest.raises(CheckpointError, match="/w holds .*model.dim was 2, is 4.*--workdir"):
         config_lib.check_resume(old, new, "/w")
-
-
-@pytest.fixture
-def parse(folder, monkeypatch):
-    """Parses words as `main.py` does and returns the config."""
-    values = flags.FlagValues()
-    monkeypatch.setattr(flags, "FLAGS", values)
-    flags.DEFINE(flags.ArgumentParser(), "config", None, "", flag_values=values)
-    flags.DEFINE_string("workdir", "", "", flag_values=values)
-
-    def run(*words):
-        assert config_lib.parse_flags(["main.py", *words]) == ["main.py"]
-        return values["config"].value
-
-    return run
-
-
-def test_flags_set_keys_of_every_type(parse):
-    config = parse(
-        "--config.model.dim=8",
-        "--config=configs/base.py:gowalla",
-        "--config.model.rate",
-        "2",
-        "--config.model.hidden=256,128",
-        "--config.model.features=(age, country)",
-        "--config.model.limit=7",
-        "--config.data.dir=a=b",
-        "--config.data.download",
-        "--workdir=w",
-    )
-    assert config.data.to_dict() == {"name": "gowalla", "download": True, "dir": "a=b"}
-    assert config.model.to_dict() == {
-        "dim": 8,
-        "rate": 2.0,
-        "hidden": (256, 128),
-        "features": ("age", "country"),
-        "limit": 7,
-    }
-
-
-@pytest.mark.parametrize(
-    ("word", "value"), [("()", ()), ("", ()), ("5", (5,)), ("(5,)", (5,)), ("[5, 6]", (5, 6))]
-)
-def test_flags_read_tuples_in_every_spelling(parse, word, value):
-    assert parse("--config=configs/base.py", f"--config.model.hidden={word}").model.hidden == value
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--config.model.dmi=1"], "unknown config key 'model.dmi': did you mean 'model.dim'"),
-        (["--config.model.dim=1.5"], "'model.dim' must be int (default 64), not '1.5'"),
-        (["--config.model.dim"], "'model.dim' needs a value"),
-        (["--config.data.download=maybe"], "'data.download' must be true or false"),
-        (["--config.model.hidden=a,b"], "'model.hidden' must be a tuple of int"),
-        (["--worksdir=x"], "worksdir"),
-        (["--config=configs/bsae.py"], "did you mean base.py"),
-    ],
-)
-def test_a_wrong_flag_is_one_message_and_status_2(parse, capsys, words, message):
-    with pytest.raises(SystemExit) as exit_:
-        parse("--config=configs/base.py", *words)
-    assert exit_.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-def test_without_a_config_the_message_shows_how_to_name_one(parse, capsys):
-    with pytest.raises(SystemExit):
-        parse()
-    assert "--config=configs/two_tower.py" in capsys.readouterr().err

@@ -1,0 +1,91 @@
+"""Many runs of one config file: `python -m recjax.sweep --sweep=FILE --workdir=DIR`."""
+
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+
+from recjax.config import Word
+from recjax.errors import CheckpointError, ConfigError, DataError
+from recjax.flags import split_overrides
+from recjax.sweeps.launch import run_sweep
+from recjax.sweeps.trials import load_sweep
+
+_SWEEP = flags.DEFINE_string(
+    "sweep", "", "File with get_config and sweep(add), and after a colon get_config's argument."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Where each trial has a folder; finished ones are skipped, others resumed."
+)
+_WORKERS = flags.DEFINE_integer("workers", 1, "Processes at a time; 0: in this process.")
+_SEEDS = flags.DEFINE_string("seeds", "", "Of every arm, as 0,1,2. Default: those in the file.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print each trial's command and start nothing.")
+_SMOKE = flags.DEFINE_bool("smoke", False, "Two steps with one seed: does every arm run?")
+_ACCELERATOR = flags.DEFINE_enum(
+    "accelerator", "auto", ["auto", "cpu", "gpu", "tpu"], "The platform that trials run on."
+)
+
+_overrides: dict[str, Word] = {}
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the command line; a wrong flag is one message and status 2."""
+    overrides, rest = split_overrides(argv)
+    _overrides.update(overrides)
+    try:
+        return flags.FLAGS(rest)
+    except flags.Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def main(argv: list[str]) -> None:
+    """Flags in, one function call out."""
+    logging.set_verbosity(logging.WARNING)
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: object) -> None:
+        del frame
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the program at once
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    try:
+        if len(argv) > 1:
+            raise ConfigError(f"what is {argv[1]!r}? options start with --")
+        if not _SWEEP.value:
+            raise ConfigError("which sweep? --sweep=experiments/ablations/candidates.py")
+        if not _WORKDIR.value:
+            raise ConfigError("where to? --workdir=DIR; the same one goes on where it stopped")
+        seeds = _parse_seeds(_SEEDS.value) if _SEEDS.value else None
+        sweep = load_sweep(_SWEEP.value, seeds=seeds, smoke=_SMOKE.value, **_overrides)
+        if _DRY_RUN.value:
+            for trial in sweep.trials:
+                print(trial.command(_WORKDIR.value, _ACCELERATOR.value))
+            return
+        results = run_sweep(
+            sweep,
+            _WORKDIR.value,
+            workers=_WORKERS.value,
+            accelerator=_ACCELERATOR.value,
+            should_stop=stop.is_set,
+        )
+    except (ConfigError, DataError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    if any(result.state == "failed" for result in results):
+        raise SystemExit(1)
+
+
+def _parse_seeds(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--seeds={text}: expected whole numbers, such as 0,1,2") from error
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)
