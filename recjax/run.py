@@ -202,9 +202,7 @@ def train_until(
             print(text, flush=True)
 
     show(describe(experiment, path))
-    finished = train_experiment(
-        experiment, path, should_stop=should_stop, quiet=quiet, sinks=sinks
-    )
+    finished = train_experiment(experiment, path, should_stop=should_stop, quiet=quiet, sinks=sinks)
     if not finished:
         return None
     run = _open(experiment, path)

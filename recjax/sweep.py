@@ -19,7 +19,16 @@ _SWEEP = flags.DEFINE_string(
 _WORKDIR = flags.DEFINE_string(
     "workdir", "", "Where each trial has a folder; finished ones are skipped, others resumed."
 )
-_WORKERS = flags.DEFINE_integer("workers", 1, "Processes at a time; 0: in this process.")
+_WORKERS = flags.DEFINE_integer(
+    "workers", None, "Trials at a time; 0: in this process. Default: 1, with Slurm all of them."
+)
+_LAUNCHER = flags.DEFINE_enum(
+    "launcher", "local", ["local", "slurm"], "Processes, or jobs with --slurm.partition=NAME etc."
+)
+_SEARCH = flags.DEFINE_enum(
+    "search", "", ["", "optuna"], "First choose the keys for which the file declares ranges."
+)
+_SEARCH_TRIALS = flags.DEFINE_integer("search_trials", 10, "Of every arm, when it is searched.")
 _SEEDS = flags.DEFINE_string("seeds", "", "Of every arm, as 0,1,2. Default: those in the file.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print each trial's command and start nothing.")
 _SMOKE = flags.DEFINE_bool("smoke", False, "Two steps with one seed: does every arm run?")
@@ -28,12 +37,15 @@ _ACCELERATOR = flags.DEFINE_enum(
 )
 
 _overrides: dict[str, Word] = {}
+_slurm: dict[str, Word] = {}
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parses the command line; a wrong flag is one message and status 2."""
     overrides, rest = split_overrides(argv)
+    slurm, rest = split_overrides(rest, "slurm")
     _overrides.update(overrides)
+    _slurm.update(slurm)
     try:
         return flags.FLAGS(rest)
     except flags.Error as error:
@@ -62,6 +74,10 @@ def main(argv: list[str]) -> None:
             raise ConfigError("where to? --workdir=DIR; the same one goes on where it stopped")
         seeds = _parse_seeds(_SEEDS.value) if _SEEDS.value else None
         sweep = load_sweep(_SWEEP.value, seeds=seeds, smoke=_SMOKE.value, **_overrides)
+        if _slurm and _LAUNCHER.value != "slurm":
+            raise ConfigError(f"--slurm.{next(iter(_slurm))} is an option of --launcher=slurm")
+        if _DRY_RUN.value and _SEARCH.value:
+            raise ConfigError("--dry_run: what --search runs depends on what it finds")
         if _DRY_RUN.value:
             for trial in sweep.trials:
                 print(trial.command(_WORKDIR.value, _ACCELERATOR.value))
@@ -70,6 +86,10 @@ def main(argv: list[str]) -> None:
             sweep,
             _WORKDIR.value,
             workers=_WORKERS.value,
+            launcher=_LAUNCHER.value,
+            slurm={key: word.text for key, word in _slurm.items()},
+            search=_SEARCH.value,
+            search_trials=_SEARCH_TRIALS.value,
             accelerator=_ACCELERATOR.value,
             should_stop=stop.is_set,
         )

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from recjax.config import config_differences
 from recjax.errors import ConfigError, DataError
-from tests.runs import small_experiment
+from tests.runs import assert_same_state, small_experiment
 from tests.tiny import tiny_dataset
 
 
@@ -58,6 +59,21 @@ def test_the_first_state_is_a_function_of_the_seed():
     first, again, other = leaves(0), leaves(0), leaves(1)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_another_seed_shares_all_but_the_random_numbers():
+    experiment = small_experiment("mf", seed=1)
+    other = experiment.with_seed(2**32 - 1)
+    assert config_differences(experiment.config, other.config) == ["seed"]
+    assert experiment.config.seed == 1
+    for name in ("dataset", "encoder", "step", "train_step", "scorer", "popularity_N"):
+        assert getattr(other, name) is getattr(experiment, name)
+    assert other.queries("test") is experiment.queries("test")
+    fresh = small_experiment("mf", seed=2**32 - 1).init_state()
+    assert_same_state(other.init_state(), fresh)
+    assert not np.array_equal(fresh.key, experiment.init_state().key)
+    with pytest.raises(ConfigError, match="config.seed=-1: it must be in 0"):
+        experiment.with_seed(-1)
 
 
 def test_queries_are_made_once_for_each_experiment():

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,8 +13,11 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 
+from recjax import train
 from recjax.errors import CheckpointError
+from recjax.train import train_experiment
 from recjax.writer import JsonLines, MetricsWriter
+from tests.runs import never_stopped, small_config, small_experiment
 
 
 def lines_of(path):
@@ -52,6 +56,78 @@ def test_timings_are_kept_apart(tmp_path):
     writer.close()
     assert lines_of(tmp_path / "metrics.jsonl") == [{"step": 1, "train/loss": 2.0}]
     assert lines_of(tmp_path / "timings.jsonl") == [{"step": 1, "examples/s": 100.0}]
+
+
+def test_timings_say_when_a_run_began_and_went_on(tmp_path):
+    for start in (0, 2):
+        writer = MetricsWriter(tmp_path, tensorboard=False)
+        writer.truncate_after(start)
+        writer.write_timings(start + 2, {"examples/s": 100.0})
+        writer.close()
+    lines = lines_of(tmp_path / "timings.jsonl")
+    assert [(line["step"], "started" in line) for line in lines] == [
+        (0, True),
+        (2, False),
+        (2, True),
+        (4, False),
+    ]
+
+
+class Recorder:
+    """A sink that remembers what it was told."""
+
+    def __init__(self):
+        self.told = []
+
+    def write(self, step, scalars):
+        self.told.append((step, dict(scalars)))
+
+    def close(self):
+        self.told.append("closed")
+
+
+class Rewinder(Recorder):
+    def truncate_after(self, step):
+        self.told.append(f"from {step}")
+
+
+def test_further_sinks_get_metrics_and_timings_as_plain_numbers(tmp_path):
+    sinks = [Recorder(), Rewinder()]
+    writer = MetricsWriter(tmp_path, sinks=sinks)
+    writer.truncate_after(3)
+    writer.write(4, {"train/loss": jnp.float32(0.5), "n": np.int64(2)})
+    writer.write_timings(4, {"examples/s": 10})
+    writer.close()
+    written = [(4, {"train/loss": 0.5, "n": 2}), (4, {"examples/s": 10}), "closed"]
+    assert sinks[0].told == written
+    assert sinks[1].told == ["from 3", *written]
+    assert type(sinks[0].told[0][1]["train/loss"]) is float
+
+
+def test_a_sink_that_fails_to_close_does_not_keep_the_others_open(tmp_path):
+    class Fails(Recorder):
+        def close(self):
+            raise ConnectionError("no network")
+
+    sinks = [Recorder(), Fails(), Recorder()]
+    with pytest.raises(ConnectionError):
+        MetricsWriter(tmp_path, sinks=sinks).close()
+    assert sinks[0].told == sinks[2].told == ["closed"]
+
+
+def test_a_run_tells_its_sinks_where_it_goes_on_all_it_writes_and_when_it_ends(tmp_path):
+    workdir = shutil.copytree(never_stopped("mf").workdir, tmp_path / "run")
+    sink = Rewinder()
+    train(small_config("mf"), workdir, quiet=True, sinks=[sink])
+    begun, (step, scalars), closed = sink.told
+    assert (begun, step, closed) == ("from 20", 20, "closed")
+    assert scalars == {
+        k: v for k, v in lines_of(workdir / "metrics.jsonl")[-1].items() if k != "step"
+    }
+    sink = Recorder()
+    with pytest.raises(CheckpointError, match="model.dim"):
+        train_experiment(small_experiment("mf", model__dim=4), workdir, sinks=[sink])
+    assert sink.told == ["closed"]
 
 
 def test_a_resumed_run_writes_the_same_file_as_one_never_stopped(tmp_path):
@@ -97,12 +173,12 @@ def test_tensorboard_gets_finite_scalars_and_is_told_what_to_hide(tmp_path):
     for start in (0, 1):
         writer = MetricsWriter(tmp_path)
         writer.truncate_after(start)
-        writer.write(start + 1, {"train/loss": 0.5, "bad": float("nan")})
+        writer.write(start + 1, {"valid/recall@10": 0.5, "bad": float("nan")})
         writer.write_timings(start + 1, {"examples/s": 10})
         writer.close()
     first, second = events_of(tmp_path / "tensorboard")
     tags = [(e.step, v.tag, v.simple_value) for e in second for v in e.summary.value]
-    assert tags == [(2, "train/loss", 0.5), (2, "examples/s", 10.0)]
+    assert tags == [(2, "valid/recall@10", 0.5), (2, "examples/s", 10.0)]
     assert [e.step for e in second if e.HasField("session_log")] == [2]
     assert len(first) == len(second)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from recjax.config import Config, config_from_json
+from recjax.config import Config, config_differences, config_from_json
 from recjax.errors import ReportError
 from recjax.reports.folders import (
     arm_of,
@@ -37,6 +37,9 @@ COST = (
     "devices",
     "jax",
 )
+
+# Keys in which runs of one arm, or the machines of two, may differ.
+NO_SETTING = frozenset({"seed", "data.dir", "data.download"})
 
 # What an arm belongs to, and its name there.
 ArmKey = tuple[pathlib.Path, str]
@@ -330,6 +333,10 @@ def _seed_notes(arms: Sequence[Arm]) -> Iterable[str]:
         if len(arm.results) < most:
             seeds = ", ".join(map(str, arm.seeds))
             yield f"Arm {arm.name!r} has {len(arm.results)} of {most} seeds: {seeds}."
+        first, *others = (run.config for run in arm.results)
+        differ = {key for other in others for key in config_differences(first, other)}
+        if differ := sorted(differ - NO_SETTING):
+            yield f"Runs of arm {arm.name!r} differ in more than the seed: {_some(differ)}."
 
 
 def _numbers(record: Mapping[str, float | None]) -> dict[str, float]:

@@ -89,7 +89,9 @@ def chart_config(theme: str) -> Spec:
             "labelPadding": 4,
             "grid": False,
         },
-        "legend": {"labelColor": ink, "labelFontSize": 11, "labelLimit": 260},
+        "axisQuantitative": {"tickCount": {"expr": "ceil(width / 80)"}, "labelFlush": False},
+        "axisYQuantitative": {"tickCount": 6},
+        "legend": {"labelColor": ink, "labelFontSize": 11, "labelLimit": 260, "symbolOpacity": 1},
         "text": {"color": ink, "fontSize": 11},
     }
 
@@ -104,6 +106,7 @@ class Drawing:
     def __init__(self, arms: Sequence[str]):
         self.alt = require("altair", "report")
         self.arms = list(arms)
+        self.height_of_arms = 28 * max(len(arms), 2)
 
     def chart(self, by_metric: bool = False) -> Any:
         """An empty chart of the rows that are not hidden (`by_metric`: of the chosen metric)."""
@@ -127,19 +130,19 @@ class Drawing:
 
     def color(self, **settings: Any) -> Any:
         """A colour an arm."""
-        settings = settings or {"legend": self.alt.Legend(title=None)}
-        return self.alt.Color("arm:N", scale=self.alt.Scale(domain=self.arms), **settings)
+        scale = self.alt.Scale(domain=self.arms)
+        return self.alt.Color("arm:N", scale=scale, title=None, **settings)
 
     def shape(self) -> Any:
         """A shape an arm, as far as there are shapes."""
         shapes = [_SHAPES[i % len(_SHAPES)] for i in range(len(self.arms))]
-        return self.alt.Shape("arm:N", **self._scale(shapes))
+        return self.alt.Shape("arm:N", scale=self._scale(shapes), title=None)
 
     def dash(self) -> Any:
         """Solid lines, dashed once colours repeat."""
         colors = len(PALETTES["light"])
         dashes = [[1, 0] if i < colors else [5, 3] for i in range(len(self.arms))]
-        return self.alt.StrokeDash("arm:N", **self._scale(dashes))
+        return self.alt.StrokeDash("arm:N", scale=self._scale(dashes), title=None)
 
     def tips(self, *names: str) -> list[Any]:
         """What hovering shows: fields, `title=field` for one under another name."""
@@ -151,6 +154,5 @@ class Drawing:
             return self.alt.Tooltip(f"{field}:N", title=title)
         return self.alt.Tooltip(f"{field}:Q", title=title, format=_FORMATS.get(title, ".4~f"))
 
-    def _scale(self, values: list[Any]) -> dict[str, Any]:
-        scale = self.alt.Scale(domain=self.arms, range=values)
-        return {"scale": scale, "legend": self.alt.Legend(title=None)}
+    def _scale(self, values: list[Any]) -> Any:
+        return self.alt.Scale(domain=self.arms, range=values)

@@ -10,7 +10,6 @@ from recjax.reports.compare import Comparison
 from recjax.reports.drawing import GREY, Drawing, Figure, Spec
 
 _POINTS_OF_LOSS, _POINTS_OF_METRIC = 120, 50
-_LABELLED_ARMS = 12
 # Of cost.json: what its axis says, and in which order it gets worse.
 _COSTS = {
     "parameters": ("parameters", "ascending"),
@@ -65,20 +64,20 @@ class _Comparison(Drawing):
         x, y = alt.X("value:Q", title=None, scale=scale), self.arm_axis()
         runs, means = base.transform_filter(_RUNS), base.transform_filter(_MEANS)
         chart = alt.layer(
-            means.mark_rule(strokeWidth=2).encode(
+            means.mark_rule(strokeWidth=1.5, opacity=0.7).encode(
                 x=alt.X("low:Q", title=None, scale=scale), x2="high:Q", y=y, color=color
             ),
-            runs.mark_circle(size=28, opacity=0.5).encode(
+            runs.mark_tick(thickness=1.5, size=13, opacity=0.8).encode(
                 x=x, y=y, color=color, tooltip=self.tips("seed", "value")
             ),
             means.mark_point(filled=True, size=90, shape="diamond", opacity=1).encode(
                 x=x, y=y, color=color, tooltip=self.tips("value", "low", "high")
             ),
-        ).properties(height=alt.Step(28))
+        ).properties(height=self.height_of_arms)
         return Figure(
             "values",
             "The metric of every run, by arm",
-            "Dots are runs, one a seed; the diamond is their mean, the bar its 95 % interval over "
+            "Ticks are runs, one a seed; the diamond is their mean, the bar its 95 % interval over "
             "seeds (Student's t; none for an arm of one seed).",
             frames.values_frame(self.results, self.metrics).filter(
                 pl.col("seed") != frames.BASELINE
@@ -124,7 +123,7 @@ class _Comparison(Drawing):
                     .encode(x=x, y=y, color=color, tooltip=tips)
                     for which, look in dots.items()
                 ),
-            ).properties(height=alt.Step(28))
+            ).properties(height=self.height_of_arms)
             title = f"{metric} on test, difference to {comparison.baseline}"
             figures.append(
                 Figure(
@@ -204,15 +203,15 @@ class _Comparison(Drawing):
             ),
         ).properties(height=260)
         words = [
-            "Means over seeds, with 95 % intervals over seeds (not over queries: a small slice "
-            "varies by more than its bar)."
+            "Points are means over seeds, bars span the seeds. In a small slice chance alone makes "
+            "arms differ."
         ]
         if group == "items":
             words.append(
                 "Head, middle and tail items hold a third of all training interactions each, cold "
                 "ones none; recall is of the targets of a class."
             )
-        words += [f"{note}." for note in unscored]
+        words += unscored
         return Figure(
             f"slices-{group}",
             f"Metrics {title}",
@@ -235,9 +234,9 @@ class _Comparison(Drawing):
         x = alt.X(
             "lift:Q",
             title=f"popularity lift@{k} (1: as popular as what users chose)",
-            scale=alt.Scale(padding=24),
+            scale=alt.Scale(domainMin=0),
         )
-        y = alt.Y("recall:Q", title=None, scale=alt.Scale(padding=18))
+        y = alt.Y("recall:Q", title=None, scale=alt.Scale(domainMin=0))
         base = self.chart()
         others = base.transform_filter(_BASELINES)
         chart = alt.layer(
@@ -245,7 +244,7 @@ class _Comparison(Drawing):
             others.mark_point(shape="cross", filled=True, size=50, color=GREY, opacity=1).encode(
                 x=x, y=y, tooltip=self.tips("recall", "lift")
             ),
-            others.mark_text(dy=-12, color=GREY).encode(x=x, y=y, text="arm:N"),
+            *self._labels(others, x, y, alt.value(GREY)),
             *self._scatter(base, x, y, self.tips("seed", "recall", "lift")),
         ).properties(height=320)
         return Figure(
@@ -268,7 +267,7 @@ class _Comparison(Drawing):
         tips = self.tips("seed", "value", *_COSTS)
         variants = {}
         for key, (label, order) in _COSTS.items():
-            if not (costs[key].fill_null(0) > 0).all():
+            if not (costs[key].fill_null(0) > 0).all() or costs[key].n_unique() < 2:
                 continue
             cheap = order == "ascending"
             x = alt.X(
@@ -317,7 +316,8 @@ class _Comparison(Drawing):
     def _curve_chart(self, field: str, axis: str, by_metric: bool) -> Any:
         alt, color = self.alt, self.color()
         base = self.chart(by_metric)
-        x = alt.X(f"{field}:Q", title=axis, scale=alt.Scale(nice=False))
+        ticks = alt.Axis(format=",d", tickMinStep=1) if field == "step" else alt.Axis()
+        x = alt.X(f"{field}:Q", title=axis, scale=alt.Scale(nice=False), axis=ticks)
         y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
         near = alt.selection_point(
             name="near", nearest=True, on="pointerover", clear="pointerout", empty=False
@@ -343,16 +343,38 @@ class _Comparison(Drawing):
     def _scatter(self, base: Any, x: Any, y: Any, tips: list[Any]) -> list[Any]:
         runs, means = base.transform_filter(_RUNS), base.transform_filter(_MEANS)
         color = self.color()
-        layers = [
+        return [
             runs.mark_circle(size=22, opacity=0.5).encode(x=x, y=y, color=color, tooltip=tips),
             means.mark_point(filled=True, size=100, opacity=1).encode(
                 x=x, y=y, color=color, shape=self.shape(), tooltip=tips
             ),
+            *self._labels(means, x, y, color),
         ]
-        if len(self.arms) <= _LABELLED_ARMS:
-            labels = means.mark_text(dy=-13).encode(x=x, y=y, text="arm:N", color=color)
-            layers.append(labels)
-        return layers
+
+    def _labels(self, base: Any, x: Any, y: Any, color: Any) -> list[Any]:
+        """Names beside marks, where there is room: of marks close together, the highest one's."""
+        across, up = (f"datum['{channel.to_dict()['field']}']" for channel in (x, y))
+        of_log = x.to_dict()["scale"].get("type") == "log"
+        known = (
+            base.transform_calculate(u=f"log({across})" if of_log else across, v=up)
+            .transform_joinaggregate(left="min(u)", right="max(u)", low="min(v)", high="max(v)")
+            .transform_window(
+                u_above="lag(u)",
+                v_above="lag(v)",
+                sort=[self.alt.SortField("v", order="descending")],
+            )
+            .transform_filter(
+                "datum.v_above == null || datum.v_above - datum.v > 0.05 * (datum.high - datum.low)"
+                " || abs(datum.u_above - datum.u) > 0.3 * (datum.right - datum.left)"
+            )
+        )
+        sides = {"<=": {"align": "left", "dx": 9}, ">": {"align": "right", "dx": -9}}
+        return [
+            known.transform_filter(f"datum.u {sign} (datum.left + datum.right) / 2")
+            .mark_text(**look)
+            .encode(x=x, y=y, text="arm:N", color=color)
+            for sign, look in sides.items()
+        ]
 
     def _metrics_in(self, rows: pl.DataFrame) -> tuple[str, ...]:
         present = set(rows["metric"])

@@ -97,8 +97,8 @@ def slices_frame(
     """Metrics by the slices `group/*`, the mean over each arm's seeds.
 
     Returns:
-      Columns arm, slice, size (queries; targets of `items/*`), seeds, metric, value, low and high;
-      and a sentence on each slice that some arm cannot score.
+      Columns arm, slice, size (queries; targets of `items/*`), seeds, metric, value (the mean), low
+      and high (of the seeds); and a sentence on each slice that some arm cannot score.
     """
     rows, unscored = [], {}
     size = "targets" if group == "items" else "queries"
@@ -113,12 +113,12 @@ def slices_frame(
                 continue
             for metric in metrics:
                 if all(metric in one for one in slices) and metric.split("@")[0] in PER_QUERY:
-                    mean = mean_interval([float(one[metric]) for one in slices])
-                    rows.append(
-                        (arm.name, label, record[size], len(slices), metric, *_triple(mean))
-                    )
+                    values = [float(one[metric]) for one in slices]
+                    spread = float(np.mean(values)), min(values), max(values)
+                    rows.append((arm.name, label, record[size], len(slices), metric, *spread))
     notes = tuple(
-        f"{label}: not scored by {'any arm' if len(arms) == len(results.arms) else ', '.join(arms)}"
+        f"Not scored by {'any arm' if len(arms) == len(results.arms) else ', '.join(arms)}: "
+        f"{group} {label}."
         for label, arms in unscored.items()
     )
     names = ("arm", "slice", "size", "seeds", "metric", "value", "low", "high")
@@ -148,10 +148,6 @@ def _baseline(runs: Sequence[Result], name: str, metric: str) -> float:
 def _cost(run: Result, name: str) -> float:
     value = run.cost.get(name)
     return float("nan") if value is None else float(value)
-
-
-def _triple(interval) -> tuple[float, float, float]:
-    return interval.mean, interval.low, interval.high
 
 
 def _schema(names: Sequence[str]) -> dict[str, type[pl.DataType]]:

@@ -286,7 +286,7 @@ def _card(run: Run, queries: EvalQueries, row: int, top_K: np.ndarray, names: np
     rest = f"<li><small>and {len(targets) - SHOWN:,} more</small></li>" * (len(targets) > SHOWN)
     about = f" <small>{escape(_described(dataset, user))}</small>"
     return (
-        f'<article class="user" data-row="user"><h3>User {escape(str(dataset.users.ids[user]))}'
+        f'<article class="user" data-row><h3>User {escape(str(dataset.users.ids[user]))}'
         f'{about}</h3><div class="lists"><div><h4>Recommended</h4><ol>{recommended}</ol></div>'
         f"<div><h4>Held out</h4><ul>{held_out}{rest}</ul>"
         f"<h4>History, the latest first</h4><ul>{history}{more}</ul></div></div></article>"

@@ -1,100 +1,59 @@
 """Pieces of HTML: tables that can be sorted and filtered, figures, and data for a script."""
 
 import json
-import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
 import polars as pl
 
 from recjax.reports.drawing import PALETTES, Figure
+from recjax.reports.layout import NONE, Cell, Table
+
+_STYLES = {"": "{}", "best": "<b>{}</b>", "near": "<i>{}</i>", "mark": "<mark>{}</mark>"}
 
 
-class Cell(NamedTuple):
-    """One cell: HTML, and the number that it is sorted by (text sorts by itself)."""
-
-    html: str
-    value: float | None = None
-    classes: str = ""
-    arm: str = ""
-
-
-class Row(NamedTuple):
-    """One row: its cells, the arm that it is of, and words that a search finds it by."""
-
-    cells: Sequence[Cell]
-    arm: str = ""
-    words: str = ""
-    classes: str = ""
-
-
-class Column(NamedTuple):
-    """A column's heading, as HTML; `text` aligns it left; `arm` hides it with that arm."""
-
-    html: str
-    text: bool = False
-    arm: str = ""
-
-
-def text(value: object, classes: str = "") -> Cell:
-    """A cell that holds words."""
-    return Cell(escape(str(value)), classes=f"text {classes}".strip())
-
-
-def number(value: float | None, form: str = ".4f", html: str = "{}") -> Cell:
-    """A cell that holds a number, or a dash where there is none; `html` surrounds it."""
-    if value is None or not math.isfinite(value):
-        return Cell("–", math.nan)
-    return Cell(html.format(f"{value:{form}}".replace("-", "−")), value)
-
-
-def table(
-    caption: str,
-    columns: Sequence[Column],
-    rows: Iterable[Row],
-    *,
-    name: str = "",
-    by_arm: bool = False,
-) -> str:
-    """A table whose headings sort it.
+def table(shown: Table, place: int, arms: Sequence[str], name: str = "") -> str:
+    """A table whose headings sort it, and whose rows and columns hide with their arm.
 
     Args:
-      caption: HTML above it.
-      columns: its headings.
-      rows: the first cell of each heads it.
+      shown: the table; rows and columns named like an arm are that arm's.
+      place: its number on the page.
+      arms: names in the order of their colours.
       name: its id.
-      by_arm: columns are arms, so a search for an arm leaves its rows.
     """
+    columns = list(zip(*shown.rows, strict=True))
+    numeric = [i > 0 and _is_numeric(column) for i, column in enumerate(columns)]
     heads = "".join(
-        f'<th scope="col"{_classes("text" if column.text else "")}{_data(arm=column.arm)}>'
-        f'<button type="button">{column.html}</button></th>'
-        for column in columns
+        f'<th scope="col"{_arm(head, arms)}{"" if is_number else " data-text"}>'
+        f'<button type="button">{_name(head, arms)}</button></th>'
+        for head, is_number in zip(shown.columns, numeric, strict=True)
     )
-    body = "".join(_row(row) for row in rows)
+    body = "".join(_row(row, shown.columns, numeric, arms) for row in shown.rows)
+    by_arm = " data-by-arm" if set(shown.columns) & set(arms) else ""
     ident = f' id="{escape(name)}"' if name else ""
     return (
-        f'<div class="scroll"><table{ident}{" data-by-arm" if by_arm else ""}>'
-        f"<caption>{caption}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody>"
-        "</table></div>"
+        f'<div class="scroll"><table{ident}{by_arm}><caption><b>Table {place}. '
+        f"{_words(shown.title)}.</b> {_words(shown.caption)}</caption>"
+        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
 def figure(one: Figure, place: int) -> str:
     """The place of a figure, which the page's script draws into."""
     name = escape(one.name)
-    labels = list(one.variants)
     bar = ""
-    if len(labels) > 1:
-        options = "".join(f"<option>{escape(label)}</option>" for label in labels)
-        bar = f'<label>Draw <select aria-label="Draw {name}">{options}</select></label>'
+    if len(one.variants) > 1:
+        options = "".join(f"<option>{escape(label)}</option>" for label in one.variants)
+        bar = f'<div class="bar"><select aria-label="What is drawn">{options}</select></div>'
     saves = " ".join(
         f'<button type="button" class="quiet" data-save="{kind}">{kind.upper()}</button>'
         for kind in ("svg", "png")
     )
     chips = f'<div class="chips" id="chips-{name}"></div>' if one.groups else ""
     return (
-        f'<figure id="figure-{name}">{f"<div class=bar>{bar}</div>" if bar else ""}{chips}'
+        f'<figure id="figure-{name}">{bar}{chips}'
         f'<div class="chart" id="chart-{name}" role="group" aria-label="{escape(one.title)}"></div>'
         f'<figcaption><span class="save">{saves}</span>'
         f"<b>Figure {place}. {escape(one.title)}.</b> {escape(one.caption)}</figcaption></figure>"
@@ -135,17 +94,25 @@ def json_in_script(record: Any) -> str:
     return encoded.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def palette_css() -> str:
-    """The colours of arms, as custom properties and as classes c0, c1, ..."""
+def chip(index: int, name: str) -> str:
+    """A checkbox in the colour of the arm of this index."""
+    return (
+        f'<label class="chip c{index}"><input type="checkbox" value="{escape(name)}" checked>'
+        f"<span>{escape(name)}</span></label>"
+    )
+
+
+def palette_css(count: int) -> str:
+    """The colours of so many arms, as classes c0, c1, ..."""
     pairs = list(zip(PALETTES["light"], PALETTES["dark"], strict=True))
-    colors = "".join(f"--c{i}: light-dark({a}, {b}); " for i, (a, b) in enumerate(pairs))
-    return f":root {{ {colors}}}\n" + "\n".join(
-        f".c{i} {{ --c: var(--c{i % len(pairs)}); }}" for i in range(64)
+    return "\n".join(
+        ".c{} {{ --c: light-dark({}, {}); }}".format(i, *pairs[i % len(pairs)])
+        for i in range(max(count, len(pairs)))
     )
 
 
 def facts(pairs: Mapping[str, str]) -> str:
-    """A list of terms and what is said of them (HTML)."""
+    """Terms, and what is said of each (HTML)."""
     inner = "".join(f"<dt>{escape(term)}</dt><dd>{html}</dd>" for term, html in pairs.items())
     return f'<dl class="facts">{inner}</dl>'
 
@@ -155,25 +122,34 @@ def details(summary: str, html: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{html}</details>"
 
 
-def _row(row: Row) -> str:
-    cells = "".join(_cell(cell, head=i == 0) for i, cell in enumerate(row.cells))
-    return (
-        f'<tr data-row="{escape(row.words)}"{_data(arm=row.arm)}{_classes(row.classes)}>'
-        f"{cells}</tr>"
-    )
+def _row(
+    row: Sequence[Cell], columns: Sequence[str], numeric: Sequence[bool], arms: Sequence[str]
+) -> str:
+    first = row[0].text
+    shown = [f'<th scope="row">{_name(first, arms)}</th>']
+    for cell, column, is_number in zip(row[1:], columns[1:], numeric[1:], strict=True):
+        text = "" if cell.text == NONE else _words(cell.text)
+        kind = "" if is_number else ' class="text"'
+        shown.append(f"<td{kind}{_arm(column, arms)}>{_STYLES[cell.style].format(text)}</td>")
+    return f"<tr data-row{_arm(first, arms)}>{''.join(shown)}</tr>"
 
 
-def _cell(cell: Cell, head: bool) -> str:
-    tag, scope = ("th", ' scope="row"') if head else ("td", "")
-    value = ""
-    if cell.value is not None:
-        value = f' data-value="{cell.value if math.isfinite(cell.value) else ""}"'
-    return f"<{tag}{scope}{value}{_data(arm=cell.arm)}{_classes(cell.classes)}>{cell.html}</{tag}>"
+def _is_numeric(column: Iterable[Cell]) -> bool:
+    texts = [cell.text for cell in column if cell.text != NONE]
+    return all(re.match(r"[<+-]?\d", text) for text in texts)
 
 
-def _data(arm: str) -> str:
-    return f' data-arm="{escape(arm)}"' if arm else ""
+def _name(text: str, arms: Sequence[str]) -> str:
+    if text not in arms or len(arms) < 2:
+        return _words(text)
+    return f'<span class="swatch c{arms.index(text)}"></span>{escape(text)}'
 
 
-def _classes(names: str) -> str:
-    return f' class="{names}"' if names else ""
+def _arm(name: str, arms: Sequence[str]) -> str:
+    return f' data-arm="{escape(name)}"' if name in arms else ""
+
+
+def _words(text: str) -> str:
+    """Escaped, with minus signs and subscripts as they are set in print."""
+    signed = re.sub(r"(?<![\w.])-(?=\d)", "\N{MINUS SIGN}", escape(text))
+    return re.sub(r"\bd_z\b", "<i>d<sub>z</sub></i>", signed)

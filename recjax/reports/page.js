@@ -46,8 +46,8 @@
     config.legend.disable = true;
     const result = await vegaEmbed(
       byId(`chart-${figure.name}`),
-      { ...specOf(figure), width: "container" },
-      { actions: false, renderer: figure.renderer, config, tooltip: { theme } },
+      { ...specOf(figure), width: "container", autosize: { type: "fit-x", contains: "padding" } },
+      { actions: false, renderer: figure.renderer, config, tooltip: { theme }, logLevel: 1 },
     );
     if (drawing !== figure.drawing) return result.finalize();
     views.get(figure.name)?.finalize();
@@ -79,7 +79,7 @@
     let shown = 0;
     const rows = all("[data-row]");
     for (const row of rows) {
-      row.searched ??= `${row.dataset.row} ${row.textContent}`.toLowerCase();
+      row.searched ??= row.textContent.toLowerCase();
       const { arm } = row.dataset;
       const found = matches(row.searched);
       row.hidden = arm === undefined ? !(found || (byArm && row.closest("[data-by-arm]")))
@@ -98,26 +98,24 @@
   function sortBy(head) {
     const table = head.closest("table");
     const column = [...head.parentElement.children].indexOf(head);
+    const isText = "text" in head.dataset;
     const keyOf = (row) => {
-      const cell = row.children[column];
-      if (!("value" in cell.dataset)) return cell.textContent.trim().toLowerCase();
-      return cell.dataset.value === "" ? NaN : Number(cell.dataset.value);
+      const text = row.children[column].textContent.trim();
+      return isText ? text.toLowerCase() : parseFloat(text.replace("\u2212", "-").replace(/[,<+]/g, ""));
     };
     const rows = all("tbody tr", table).map((row) => [keyOf(row), row]);
-    const numeric = rows.some(([key]) => typeof key === "number");
-    const first = numeric ? "descending" : "ascending";
-    const other = numeric ? "ascending" : "descending";
+    const [first, other] = isText ? ["ascending", "descending"] : ["descending", "ascending"];
     const order = head.getAttribute("aria-sort") === first ? other : first;
     const sign = order === "ascending" ? 1 : -1;
-    const empty = (key) => typeof key === "number" && Number.isNaN(key);
-    rows.sort(([a], [b]) => empty(a) - empty(b) || sign * (a > b ? 1 : a < b ? -1 : 0) || 0);
+    const empty = (key) => key === "" || Number.isNaN(key);
+    rows.sort(([a], [b]) => empty(a) - empty(b) || sign * (a > b ? 1 : a < b ? -1 : 0));
     for (const one of all("th[aria-sort]", table)) one.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", order);
     table.tBodies[0].append(...rows.map(([, row]) => row));
   }
 
   async function save(figure, kind) {
-    const { vega, vegaLite } = window;
+    const { vega, vegaLite } = vegaEmbed;
     const config = { ...report.config.light, background: "white" };
     const { spec } = vegaLite.compile(specOf(figure), { config });
     const view = new vega.View(vega.parse(spec), { renderer: "none" });
@@ -158,10 +156,9 @@
     const map = report.figures.find((figure) => figure.name === "map");
     const input = byId("item");
     const lowered = titles.map((title) => title.toLowerCase());
-    const cell = (text, value) => {
+    const cell = (text) => {
       const made = document.createElement("td");
       made.textContent = text;
-      if (value !== undefined) made.dataset.value = value;
       return made;
     };
     function choose(item) {
@@ -172,7 +169,7 @@
         const title = cell(titles[other]);
         title.className = "wrap";
         const cosine = similarities[item * k + i] / 1000;
-        row.append(title, cell(cosine.toFixed(3), cosine), cell(counts[other].toLocaleString("en"), counts[other]));
+        row.append(title, cell(cosine.toFixed(3)), cell(counts[other].toLocaleString("en")));
         return row;
       }));
       for (const button of all("#items button"))

@@ -52,6 +52,7 @@ def write_page(
             "Results" if single else "Comparison",
             sections.comparison(),
             figures["comparison"],
+            sections.costs(),
         ),
         sections.section("curves", "Training", "", figures["curves"]),
         sections.section("slices", "By slice", "", figures["slices"], sections.slices()),
@@ -74,17 +75,13 @@ def write_page(
         _resource("page.html"),
         {
             "title": escape(results.title),
-            "palette": markup.palette_css(),
+            "palette": markup.palette_css(len(sections.arms)),
             "css": _resource("page.css"),
             "nav": "".join(f'<a href="#{n}">{escape(title)}</a>' for n, title in sections.links),
             "placeholder": "user, title, setting" if single else "arm, slice, setting",
             "metrics": "".join(f"<option>{escape(name)}</option>" for name in sections.metrics),
             "arms_hidden": "" if len(sections.arms) > 1 else " hidden",
-            "arms": "".join(
-                f'<label class="chip c{i}"><input type="checkbox" value="{escape(arm)}" checked>'
-                f"<span>{escape(arm)}</span></label>"
-                for i, arm in enumerate(sections.arms)
-            ),
+            "arms": "".join(markup.chip(i, arm) for i, arm in enumerate(sections.arms)),
             "body": "\n".join(body),
             "report": markup.json_in_script(record),
             "vega": _vega(),

@@ -3,19 +3,18 @@
 import importlib.metadata
 import itertools
 import json
-import math
 import re
 import shlex
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from recjax.config import flatten_config
-from recjax.reports import frames, markup
+from recjax.reports import frames, markup, tables
 from recjax.reports.collect import Results
 from recjax.reports.compare import Comparison
 from recjax.reports.drawing import Figure
-from recjax.reports.markup import Cell, Column, Row, number, text
-from recjax.reports.tables import config_differences
+from recjax.reports.layout import NONE, Cell, Table, cells
 
 _SPLITS = {
     "leave_one_out": "each user's last interaction is tested, the one before it validates",
@@ -38,16 +37,7 @@ _SEEN = {
     "train": "what a user chose in training is not recommended again",
     "none": "anything may be recommended, also what the user knows",
 }
-_COSTS = {
-    "parameters": ("Parameters", ",.0f"),
-    "steps": ("Steps", ",.0f"),
-    "examples": ("Examples", ",.0f"),
-    "train_seconds": ("Training (s)", ",.1f"),
-    "step_ms": ("Step (ms)", ",.2f"),
-    "examples_per_second": ("Examples/s", ",.0f"),
-    "query_ms": ("Query (ms)", ",.3f"),
-}
-_ARMS_AS_ROWS = 6
+_KEYS_AS_COLUMNS = 6
 
 
 class Sections:
@@ -58,13 +48,13 @@ class Sections:
         self.arms = [arm.name for arm in results.arms]
         self.metrics = frames.shown_metrics(results)
         self.links: list[tuple[str, str]] = []
-        self._figure, self._table = itertools.count(1), itertools.count(1)
+        self._figures, self._tables = itertools.count(1), itertools.count(1)
 
     def section(
         self, name: str, title: str, before: str, figures: Sequence[Figure] = (), after: str = ""
     ) -> str:
         """A heading, HTML, figures, HTML; nothing where there is none of it."""
-        shown = "".join(markup.figure(one, next(self._figure)) for one in figures)
+        shown = "".join(markup.figure(one, next(self._figures)) for one in figures)
         inner = f"{before}{shown}{after}"
         if not inner:
             return ""
@@ -108,218 +98,100 @@ class Sections:
             ),
             "Commands": f"<pre>{commands}</pre>",
         }
-        metrics = [
-            Row([text(name), text(divisor, "wrap")])
-            for name, divisor in protocol.get("denominators", {}).items()
-        ]
-        columns = [Column("Metric", text=True), Column("Divided by", text=True)]
+        divisors = {
+            name: escape(divisor) for name, divisor in protocol.get("denominators", {}).items()
+        }
         return (
             f"<header><h1>{escape(results.title)}</h1>{_prose(results.about)}"
             f"{markup.facts(words)}</header>"
-            f"{markup.details('How metrics are defined', markup.table('', columns, metrics))}"
+            f"{markup.details('What metrics are divided by', markup.facts(divisors))}"
         )
 
     def comparison(self) -> str:
-        """Test metrics, differences, what it cost, and what a reader must know of it all."""
-        single = len(self.results.runs) == 1
+        """Test metrics, and what a reader must know of them."""
         notes = [*self.results.notes, *self.compared.notes]
         listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
-        parts = [self._single()] if single else [self._arms(name) for name in self.compared.metrics]
-        parts.append(f'<ul class="notes">{listed}</ul>' if notes else "")
-        if not single:
-            parts.append(markup.details("Every metric", self._every_metric()))
-        return "".join([*parts, self._costs()])
+        shown = (
+            tables.run_table(self.results)
+            if len(self.results.runs) == 1
+            else tables.results_table(self.results, self.compared)
+        )
+        return self._table(shown, "test") + (f'<ul class="notes">{listed}</ul>' if notes else "")
+
+    def costs(self) -> str:
+        """What each arm was given; differences and metrics in full, folded away."""
+        parts = [self._table(tables.budget_table(self.results), "budget")]
+        if self.compared.differences:
+            shown = self._table(tables.differences_table(self.compared), "differences")
+            parts.append(markup.details("Differences in full", shown))
+        if len(self.results.runs) > 1:
+            shown = self._table(_every_metric(self.results), "metrics")
+            parts.append(markup.details("Every metric", shown))
+        return "".join(parts)
 
     def slices(self) -> str:
         """The numbers of the figures, folded away."""
-        groups = {
-            group: frames.slices_frame(self.results, group, self.metrics)[0]
-            for group in ("history", "items", "users")
-        }
-        present = {name for rows in groups.values() for name in rows["metric"]}
-        metrics = [name for name in self.metrics if name in present]
-        if not metrics:
-            return ""
-        rows = []
-        for group, long in groups.items():
-            found: dict[tuple[str, str, int], dict[str, float]] = {}
-            for one in long.iter_rows(named=True):
-                key = one["slice"], one["arm"], one["size"]
-                found.setdefault(key, {})[one["metric"]] = one["value"]
-            for (label, arm, size), values in found.items():
-                cells = [self._arm(arm), text(f"{group} {label}"), number(size, ",d")]
-                cells += [number(values.get(name)) for name in metrics]
-                rows.append(Row(cells, arm))
-        columns = [Column("Arm", text=True), Column("Slice", text=True), Column("n")]
-        columns += [Column(escape(name)) for name in metrics]
-        caption = self._caption(
-            "Metrics by slice.",
-            "Means over seeds; n counts queries, or targets where the slice is one of items.",
-        )
-        return markup.details("The numbers", markup.table(caption, columns, rows))
+        shown = tables.slices_table(self.results, self.compared.metrics[0])
+        return markup.details("The numbers", self._table(shown, "slices"))
 
     def configs(self) -> str:
         """What differs between arms, marked where it is not the baseline's; and all the rest."""
-        differ = config_differences(self.results)
-        shared = {
-            key: repr(value)
-            for key, value in flatten_config(self.results.runs[0].config).items()
-            if key not in differ
-        }
-        rows = [Row([text(key), text(value, "wrap")]) for key, value in shared.items()]
-        columns = [Column("Key", text=True), Column("Value", text=True)]
-        several = len(self.arms) > 1
+        differ = tables.config_differences(self.results)
+        flat = flatten_config(self.results.runs[0].config)
+        rows = [cells([key, tables.setting_text(flat, key)]) for key in flat if key not in differ]
+        title = "Settings of all arms" if len(self.arms) > 1 else "Settings"
         rest = markup.details(
-            f"{'What all arms share' if several else 'Every key'}: {_count(len(rows), 'key')}",
-            markup.table(self._caption("Settings."), columns, rows),
+            f"{title}: {len(rows)} keys",
+            self._table(Table(title, "", ("key", "value"), tuple(rows)), "settings"),
         )
-        if not several:
+        if len(self.arms) == 1:
             return rest
         if not differ:
             return f'<p class="none">All arms have the same settings.</p>{rest}'
-        return self._differing(differ) + rest
+        return self._table(self._differing(differ), "differing") + rest
 
-    def _differing(self, differ: Mapping[str, Mapping[str, str]]) -> str:
+    def _differing(self, differ: Mapping[str, Mapping[str, str]]) -> Table:
         baseline = self.compared.baseline
-        caption = self._caption(
-            "Settings that differ between arms.", f"Marked: not as in {baseline}, the baseline."
-        )
 
-        def cell(key: str, arm: str, of_arm: str = "") -> Cell:
-            value = escape(differ[key].get(arm, ""))
-            as_baseline = differ[key].get(arm) == differ[key].get(baseline)
-            return Cell(value if as_baseline else f"<mark>{value}</mark>", None, "text", of_arm)
+        def cell(key: str, arm: str) -> Cell:
+            value = differ[key][arm]
+            return Cell(value, "" if value == differ[key][baseline] else "mark")
 
-        if len(differ) <= _ARMS_AS_ROWS:
-            rows = [
-                Row([self._arm(arm), *(cell(key, arm) for key in differ)], arm, " ".join(differ))
-                for arm in self.arms
-            ]
-            columns = [Column("Arm", text=True), *(Column(escape(k), text=True) for k in differ)]
-            return markup.table(caption, columns, rows, name="config-differences")
-        rows = [Row([text(key), *(cell(key, arm, arm) for arm in self.arms)]) for key in differ]
-        columns = [Column("Key", text=True)]
-        columns += [Column(self._arm(arm).html, text=True, arm=arm) for arm in self.arms]
-        return markup.table(caption, columns, rows, name="config-differences", by_arm=True)
+        caption = f"Marked: not as in {baseline}, the baseline."
+        if len(differ) <= _KEYS_AS_COLUMNS:
+            rows = tuple((Cell(arm), *(cell(key, arm) for key in differ)) for arm in self.arms)
+            return Table("Settings that differ", caption, ("arm", *differ), rows)
+        rows = tuple((Cell(key), *(cell(key, arm) for arm in self.arms)) for key in differ)
+        return Table("Settings that differ", caption, ("key", *self.arms), rows)
 
-    def _arms(self, metric: str) -> str:
-        compared, first = self.compared, self.compared.baseline
-        values = frames.values_frame(self.results, (metric,))
-        means = {
-            row["arm"]: row
-            for row in values.iter_rows(named=True)
-            if row["seed"] in (frames.MEAN, frames.BASELINE)
-        }
-        best = max(means[arm]["value"] for arm in self.arms)
-        rows = []
-        for arm in self.results.arms:
-            mean, one = means[arm.name], compared.get(arm.name, metric)
-            form = "<b>{}</b>" if mean["value"] == best and len(self.arms) > 1 else "{}"
-            half = None if mean["high"] is None else mean["high"] - mean["value"]
-            cells = [self._arm(arm.name), number(len(arm.results), "d")]
-            cells += [number(mean["value"], html=form), number(half, html="<small>± {}</small>")]
-            if one is None:
-                label = "baseline" if arm.name == first and compared.differences else ""
-                cells += [Cell(f"<small>{label}</small>", 0.0), *[Cell("", math.nan)] * 5]
-            else:
-                strong = "<b>{}</b>" if one.different else "{}"
-                cells += [
-                    number(one.difference, "+.4f", strong),
-                    number(one.relative, "+.1%"),
-                    Cell(f"{_signed(one.low)} to {_signed(one.high)}", one.low),
-                    _p_value(one.p_holm, strong),
-                    number(one.effect_size, "+.2f"),
-                    Cell(f"{one.better:.0%} / {one.worse:.0%}", one.better - one.worse),
-                ]
-            rows.append(Row(cells, arm.name))
-        for name in self.results.runs[0].baselines:
-            cells = [text(name), Cell("", math.nan), number(means[name]["value"])]
-            rows.append(Row([*cells, *[Cell("", math.nan)] * 7], words="ranker", classes="aside"))
-        heads = (escape(metric), "± 95 %", "Difference", "Relative", "95 % interval", "p (Holm)")
-        columns = [Column("Arm", text=True), Column("Seeds"), *map(Column, heads)]
-        columns += [Column("Effect d<sub>z</sub>"), Column("Better / worse")]
-        caption = self._caption(
-            f"Test {metric}.",
-            f"Mean over seeds ± half its 95 % interval. Differences are to {first}, by a paired t "
-            f"test over {compared.queries:,} queries that counts the noise between seeds, p values "
-            f"by Holm over {_count(len(compared.differences), 'comparison')}; bold differences "
-            "hold at 5 %. d<sub>z</sub> is the mean difference of a query over its standard "
-            "deviation; the last column, the share of queries that are better and worse.",
-            escaped=True,
-        )
-        if not compared.differences:
-            columns, rows = columns[:4], [row._replace(cells=row.cells[:4]) for row in rows]
-            caption = self._caption(f"Test {metric}.", "Mean over seeds ± half its 95 % interval.")
-        return markup.table(caption, columns, rows, name=f"test-{_slug(metric)}")
+    def _table(self, shown: Table, name: str) -> str:
+        return markup.table(shown, next(self._tables), self.arms, f"table-{name}")
 
-    def _every_metric(self) -> str:
-        metrics = self.results.metrics
-        values = frames.values_frame(self.results, metrics)
-        of_arm: dict[tuple[str, bool], dict[str, float]] = {}
-        for one in values.iter_rows(named=True):
-            if one["seed"] in (frames.MEAN, frames.BASELINE):
-                key = one["arm"], one["seed"] == frames.MEAN
-                of_arm.setdefault(key, {})[one["metric"]] = one["value"]
-        rows = []
-        for (name, is_arm), found in of_arm.items():
-            head = self._arm(name) if is_arm else text(name)
-            cells = [head, *(number(found[metric], ".4g") for metric in metrics)]
-            rows.append(Row(cells, name if is_arm else "", "", "" if is_arm else "aside"))
-        columns = [Column("Arm", text=True), *(Column(escape(name)) for name in metrics)]
-        caption = self._caption("Every test metric.", "Means over seeds.")
-        return markup.table(caption, columns, rows, name="every-metric")
 
-    def _single(self) -> str:
-        run = self.results.runs[0]
-        rows = []
-        for name in self.results.metrics:
-            low, high = run.intervals.get(name, (math.nan, math.nan))
-            span = Cell(f"{low:.4f} to {high:.4f}", low) if low == low else number(None)
-            others = [number(found.get(name), ".4g") for found in run.baselines.values()]
-            classes = "first" if name in self.metrics else ""
-            cells = [text(name), number(run.metrics[name], ".4g"), span, *others]
-            rows.append(Row(cells, classes=classes))
-        columns = [Column("Metric", text=True), Column("Model"), Column("95 % interval")]
-        columns += [Column(escape(name)) for name in run.baselines]
-        caption = self._caption(
-            f"Test metrics of the model of step {run.step:,}.",
-            "Intervals by bootstrap over queries: another sample of users, not another training.",
-        )
-        return markup.table(caption, columns, rows, name="test")
+def _every_metric(results: Results) -> Table:
+    """Means over seeds of all test metrics, an arm a column."""
+    values = frames.values_frame(results, results.metrics)
+    means = values.filter(values["seed"].is_in([frames.MEAN, frames.BASELINE]))
+    found = {(one["arm"], one["metric"]): one["value"] for one in means.iter_rows(named=True)}
+    names = means["arm"].unique(maintain_order=True).to_list()
+    rows = tuple(
+        cells([metric, *(_four(found[name, metric]) for name in names)])
+        for metric in results.metrics
+    )
+    return Table("Every test metric", "Means over seeds.", ("metric", *names), rows)
 
-    def _costs(self) -> str:
-        costs = frames.costs_frame(self.results, list(_COSTS))
-        searched = any(run.search_trials for run in self.results.runs)
-        trials = {arm.name: arm.results[0].search_trials for arm in self.results.arms}
-        rows = []
-        for one in costs.filter(costs["seed"] == frames.MEAN).iter_rows(named=True):
-            cells = [self._arm(one["arm"])]
-            cells += [number(one[key], form) for key, (_, form) in _COSTS.items()]
-            cells += [number(trials[one["arm"]], ",d")] if searched else []
-            rows.append(Row(cells, one["arm"]))
-        columns = [Column("Arm", text=True), *(Column(head) for head, _ in _COSTS.values())]
-        columns += [Column("Search trials")] if searched else []
-        caption = self._caption(
-            "Budget and cost.",
-            "Means over seeds. Training counts every step, compilation included, and no "
-            "validation; a query's time is its share of a batch, encoded and ranked.",
-        )
-        return markup.table(caption, columns, rows, name="costs")
 
-    def _arm(self, name: str) -> Cell:
-        swatch = f'<span class="swatch c{self.arms.index(name)}"></span>'
-        return Cell((swatch if len(self.arms) > 1 else "") + escape(name), classes="text")
-
-    def _caption(self, title: str, words: str = "", escaped: bool = False) -> str:
-        body = words if escaped else escape(words)
-        return f"<b>Table {next(self._table)}. {escape(title)}</b> {body}"
+def _four(value: float | None) -> str:
+    return NONE if value is None else f"{value:.4f}"
 
 
 def _prose(about: str) -> str:
     """Paragraphs; those that are indented as they stand."""
     blocks = [block for block in re.split(r"\n[ \t]*\n", about.expandtabs()) if block.strip()]
     return "".join(
-        f"<pre>{escape(block)}</pre>" if block.startswith("    ") else f"<p>{escape(block)}</p>"
+        f"<pre>{escape(textwrap.dedent(block))}</pre>"
+        if block.startswith("    ")
+        else f"<p>{escape(block)}</p>"
         for block in blocks
     )
 
@@ -365,11 +237,3 @@ def _count(number: int, noun: str) -> str:
 
 def _slug(name: str) -> str:
     return re.sub(r"\W+", "-", name)
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _p_value(p: float, html: str) -> Cell:
-    return Cell(html.format("&lt; 0.001" if p < 0.001 else f"{p:.3f}"), p)

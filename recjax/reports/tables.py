@@ -7,14 +7,13 @@ import numpy as np
 
 from recjax.config import Config, flatten_config
 from recjax.reports.budget import BUDGET, budgets
-from recjax.reports.collect import Arm, Results
+from recjax.reports.collect import NO_SETTING, Arm, Results
 from recjax.reports.compare import LEVEL, Comparison, Difference
 from recjax.reports.layout import NONE, Cell, Table, cells
 from recjax.reports.statistics import mean_interval
 from recjax.slices import NOT_SCORED
 
-# Keys in which runs of one arm, or the machines of two, may differ.
-_NO_SETTING = ("seed", "data.dir", "data.download")
+_LEVEL = f"{100 * LEVEL:g} %"
 
 
 def make_tables(results: Results, comparison: Comparison) -> tuple[Table, ...]:
@@ -62,7 +61,7 @@ def results_table(results: Results, comparison: Comparison) -> Table:
             f"{len(comparison.differences)} comparisons; d_z: Cohen's effect size. "
         )
         caption += "Bold: the best. " if "best" in styles else ""
-        caption += f"Italics: not told from it at {LEVEL:.0%}. " if "near" in styles else ""
+        caption += f"Italics: not told from it at {_LEVEL}. " if "near" in styles else ""
     return Table("Test results", caption.strip(), tuple(columns), tuple(rows))
 
 
@@ -118,7 +117,7 @@ def differences_table(comparison: Comparison) -> Table:
     ]
     caption = (
         "An arm is called different where the p of the t test, by Holm over all rows, is below "
-        f"{LEVEL:.0%}. Better and worse: shares of the queries, means over seeds."
+        f"{_LEVEL}. Better and worse: shares of the queries, means over seeds."
     )
     return Table(f"Differences to {comparison.baseline!r}", caption, columns, tuple(rows))
 
@@ -187,7 +186,7 @@ def config_differences(results: Results) -> dict[str, dict[str, str]]:
             name: " / ".join(dict.fromkeys(setting_text(config, key) for config in configs))
             for name, configs in flat.items()
         }
-        if key not in _NO_SETTING and len(set(values.values())) > 1:
+        if key not in NO_SETTING and len(set(values.values())) > 1:
             differ[key] = values
     return differ
 
@@ -251,7 +250,7 @@ def _amount(name: str, value: float) -> str:
     if not math.isfinite(value):
         return NONE
     if name.endswith("_ms"):
-        return f"{value:.3g}" if value < 1 else f"{value:,.2f}"
+        return f"{value:#.3g}" if value < 1 else f"{value:,.2f}"
     return f"{value:,.1f}" if name == "train_seconds" else f"{value:,.0f}"
 
 

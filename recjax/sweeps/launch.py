@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import rich.console
@@ -20,22 +20,32 @@ from recjax.parallel import select_accelerator
 from recjax.sweeps.attempts import TrialResult, attempt_trial, read_failure
 from recjax.sweeps.claims import claim
 from recjax.sweeps.local import run_here, subprocesses
+from recjax.sweeps.search import Search
+from recjax.sweeps.slurm import slurm_slots
 from recjax.sweeps.status import Status
 from recjax.sweeps.trials import Sweep, Trial
 
 _POLL_SECONDS = 0.2
 _ELSEWHERE_SECONDS = 1.0
 
+_MOST_JOBS = 256
+
 OnChange = Callable[[Trial, TrialResult], None]
 # `attempt_trial(trial, workdir, on_start, known_failure)`, here or on another machine.
 Slot = Callable[[Trial, pathlib.Path, Callable[[], None], str | None], TrialResult]
+# The trials that come after one that has ended.
+Follow = Callable[[Trial, TrialResult], Iterable[Trial]]
 
 
 def run_sweep(
     sweep: Sweep,
     workdir: str | os.PathLike[str],
     *,
-    workers: int = 1,
+    workers: int | None = None,
+    launcher: str = "local",
+    slurm: Mapping[str, str | None] | None = None,
+    search: str = "",
+    search_trials: int = 10,
     accelerator: str = "auto",
     quiet: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
@@ -50,7 +60,13 @@ def run_sweep(
     Args:
       sweep: as `load_sweep` returns it.
       workdir: where everything is left.
-      workers: processes at a time; 0 runs the trials in this process.
+      workers: trials at a time; 0 runs them in this process, one after another. By default 1, and
+        as many as there are with Slurm.
+      launcher: `local`, processes on this machine, or `slurm`, jobs.
+      slurm: parameters of the jobs; see `recjax.sweeps.slurm.make_executor`.
+      search: `optuna` to choose, for each arm and before its trials, the keys for which the file
+        declares ranges; by the validation metric, with one seed.
+      search_trials: of each arm, when it is searched.
       accelerator: as `recjax.main` takes it.
       quiet: show nothing.
       should_stop: asked several times a second; if true, the trials save and end.
@@ -60,13 +76,13 @@ def run_sweep(
       A result for each trial, in the sweep's order.
 
     Raises:
-      ConfigError: the workdir holds another sweep, or `workers` is negative.
+      ConfigError: the workdir holds another sweep, a wrong option, or an extra that is missing.
       CheckpointError: the workdir cannot be written.
     """
-    if workers < 0:
-        raise ConfigError(f"workers={workers}: 0 is this process, n so many processes")
     path = pathlib.Path(workdir)
-    _write_sweep(sweep, path)
+    if search not in ("", "optuna"):
+        raise ConfigError(f"search={search!r}: the one there is is 'optuna'")
+    searching = Search(sweep, path, search_trials) if search else None
     stopping = threading.Event()
 
     def is_stopping() -> bool:
@@ -74,27 +90,40 @@ def run_sweep(
             stopping.set()
         return stopping.is_set()
 
-    if workers:
-        runners = subprocesses(workers, path, accelerator, stopping)
+    if launcher == "slurm":
+        count = min(len(sweep.trials), _MOST_JOBS) if workers is None else workers
+        slots = slurm_slots(count, path, slurm or {}, accelerator, stopping)
+    elif launcher == "local":
+        slots = _local_slots(
+            1 if workers is None else workers, path, accelerator, is_stopping, stopping
+        )
     else:
-        select_accelerator(accelerator)
-        runners = [run_here(is_stopping)]
-    slots = [functools.partial(attempt_trial, run=run, is_stopping=is_stopping) for run in runners]
+        raise ConfigError(f"launcher={launcher!r}: 'local' or 'slurm'")
+    _write_sweep(sweep, path, () if searching else sweep.trials)
     console = rich.console.Console(file=sys.stdout, quiet=quiet)
-    with Status(sweep.trials, path, console) as status:
+    first = sweep.trials if searching is None else searching.first()
+    total = len(sweep.trials) + (len(sweep.arms) * search_trials if searching else 0)
+    with Status(first, path, console, total) as status:
 
         def changed(trial: Trial, result: TrialResult) -> None:
             status.change(trial, result)
             if on_change is not None:
                 on_change(trial, result)
 
-        executor = concurrent.futures.ThreadPoolExecutor(workers) if workers else _Here()
+        here = launcher == "local" and workers == 0
+        executor = _Here() if here else concurrent.futures.ThreadPoolExecutor(len(slots))
+        follow = _no_more if searching is None else searching.follow
         try:
-            found = run_trials(sweep.trials, path, slots, executor, is_stopping, changed)
+            found = run_trials(first, path, slots, executor, is_stopping, changed, follow)
         finally:
             stopping.set()
             executor.shutdown()
-    results = [found[trial.name] for trial in sweep.trials]
+    if searching is None:
+        results = [found[trial.name] for trial in sweep.trials]
+    else:
+        results = searching.results(found)
+        _write_sweep(sweep, path, searching.trials)
+        write_file(path / "search.json", json.dumps(searching.record(), indent=2) + "\n")
     if not quiet:
         print(_summary(results, path), flush=True)
     return results
@@ -107,7 +136,7 @@ def run_trials(
     executor: concurrent.futures.Executor,
     is_stopping: Callable[[], bool],
     on_change: OnChange,
-    follow: Callable[[Trial, TrialResult], Iterable[Trial]] = lambda trial, result: (),
+    follow: Follow,
 ) -> dict[str, TrialResult]:
     """Runs trials, each begun after those before it.
 
@@ -153,22 +182,47 @@ def run_trials(
         known.update({after.name: read_failure(workdir / after.name) for after in following})
         waiting.extendleft(reversed(following))
 
-    while running or not is_stopping() and (waiting or elsewhere):
-        while free and waiting and not is_stopping():
+    while True:
+        goes_on = not is_stopping()
+        while goes_on and free and waiting:
             begin(waiting.popleft())
-        if free and elsewhere and elsewhere[0][0] <= time.monotonic() and not is_stopping():
+        if goes_on and free and elsewhere and elsewhere[0][0] <= time.monotonic():
             begin(elsewhere.popleft()[1])
+        if not running and not (goes_on and (waiting or elsewhere)):
+            break
         if running:
             first = concurrent.futures.FIRST_COMPLETED
             for future in concurrent.futures.wait(running, _POLL_SECONDS, first).done:
                 trial, slot = running.pop(future)
                 free.append(slot)
                 end(trial, future.result())
-        elif elsewhere and not waiting:
+        else:
             time.sleep(_POLL_SECONDS)
     for trial in waiting:
         results[trial.name] = TrialResult(trial.name, "waiting", workdir / trial.name)
     return results
+
+
+def _no_more(trial: Trial, result: TrialResult) -> Iterable[Trial]:
+    del trial, result
+    return ()
+
+
+def _local_slots(
+    workers: int,
+    workdir: pathlib.Path,
+    accelerator: str,
+    is_stopping: Callable[[], bool],
+    stopping: threading.Event,
+) -> list[Slot]:
+    if workers < 0:
+        raise ConfigError(f"workers={workers}: 0 is this process, n so many processes")
+    if workers:
+        runners = subprocesses(workers, workdir, accelerator, stopping)
+    else:
+        select_accelerator(accelerator)
+        runners = [run_here(is_stopping)]
+    return [functools.partial(attempt_trial, run=run, is_stopping=is_stopping) for run in runners]
 
 
 class _Here(concurrent.futures.Executor):
@@ -180,7 +234,7 @@ class _Here(concurrent.futures.Executor):
         return future
 
 
-def _write_sweep(sweep: Sweep, workdir: pathlib.Path) -> None:
+def _write_sweep(sweep: Sweep, workdir: pathlib.Path, trials: Iterable[Trial]) -> None:
     """Writes sweep.json, or checks that the workdir's is of this sweep."""
     file = workdir / "sweep.json"
     record = {
@@ -189,7 +243,7 @@ def _write_sweep(sweep: Sweep, workdir: pathlib.Path) -> None:
         "about": sweep.about,
         "arms": [arm.name for arm in sweep.arms],
         "seeds": {arm.name: list(arm.seeds) for arm in sweep.arms},
-        "trials": [trial.name for trial in sweep.trials],
+        "trials": [trial.name for trial in trials],
     }
     with claim(workdir, wait=True):
         if file.exists():

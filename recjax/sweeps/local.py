@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import platform
+import signal
 import subprocess
 import sys
 import threading
@@ -27,6 +28,10 @@ class Subprocess:
       environment: variables beside this process's, or in their place.
       cores: CPU cores of the process; all of this one's where empty.
       accelerator: as `recjax.main` takes it.
+      stop_signal: which tells it to save and end.
+
+    Attributes:
+      process: the one that runs, or the last that ran.
     """
 
     def __init__(
@@ -35,17 +40,20 @@ class Subprocess:
         environment: Mapping[str, str] | None = None,
         cores: Sequence[int] = (),
         accelerator: str = "auto",
+        stop_signal: int = signal.SIGTERM,
     ):
+        self.process: subprocess.Popen | None = None
         self._stopping = stopping
         self._environment = environment or {}
         self._cores = cores
         self._accelerator = accelerator
+        self._stop_signal = stop_signal
 
     def __call__(self, trial: Trial, folder: pathlib.Path, descriptor: int) -> int:
         """Returns the exit status of a process that holds the claim as long as it lives."""
         with open(folder / "log.txt", "ab") as log:
             # In a session of its own, so that Ctrl-C on the terminal reaches it once, from here.
-            process = subprocess.Popen(
+            self.process = process = subprocess.Popen(
                 [*MAIN, *trial.arguments(folder, self._accelerator)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -60,7 +68,7 @@ class Subprocess:
         while not self._stopping.is_set():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.wait(_POLL_SECONDS)
-        process.terminate()
+        process.send_signal(self._stop_signal)
         return process.wait()
 
 
@@ -87,8 +95,12 @@ def run_here(is_stopping: Callable[[], bool]) -> Runner:
 
 
 def subprocesses(
-    workers: int, workdir: pathlib.Path, accelerator: str, stopping: threading.Event
-) -> list[Runner]:
+    workers: int,
+    workdir: pathlib.Path,
+    accelerator: str,
+    stopping: threading.Event,
+    stop_signal: int = signal.SIGTERM,
+) -> list[Subprocess]:
     """A runner for each worker, with its share of the CPU cores and of the GPUs.
 
     Each has as many cores as the others, since the last bits of a result may depend on that.
@@ -109,6 +121,7 @@ def subprocesses(
             {**variables, **gpu_share(i, workers, visible)},
             cores[i * share : (i + 1) * share] if workers > 1 else [],
             accelerator,
+            stop_signal,
         )
         for i in range(workers)
     ]

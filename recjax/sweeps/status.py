@@ -53,15 +53,21 @@ class Status:
     """Shows the trials of a sweep while they run, as a context manager.
 
     Args:
-      trials: in the order of the table.
+      trials: in the order of the table; those that come up later follow.
       workdir: of the sweep.
       console: where it is shown.
+      total: how many there will be; as many as `trials` where 0.
     """
 
     def __init__(
-        self, trials: Sequence[Trial], workdir: pathlib.Path, console: rich.console.Console
+        self,
+        trials: Sequence[Trial],
+        workdir: pathlib.Path,
+        console: rich.console.Console,
+        total: int = 0,
     ):
-        self._trials = trials
+        self._trials = list(trials)
+        self._total = total or len(self._trials)
         self._workdir = workdir
         self._console = console
         self._lock = threading.Lock()
@@ -86,7 +92,7 @@ class Status:
         self._live.__enter__()
         before = sum(state == "finished" for state in self._states.values())
         if before:
-            self.message(f"{before} of {len(self._states)} trials were finished before")
+            self.message(f"{before} of {self._total} trials were finished before")
         return self
 
     def __exit__(self, *details: Any) -> None:
@@ -96,8 +102,10 @@ class Status:
     def change(self, trial: Trial, result: TrialResult) -> None:
         """Takes in a new state; safe to call from any thread."""
         with self._lock:
-            before = self._states[trial.name]
+            before = self._states.get(trial.name)
             self._states[trial.name] = result.state
+            if before is None:
+                self._trials.append(trial)
             now = time.monotonic()
             if result.state == "running":
                 self._began[trial.name] = now
@@ -112,20 +120,22 @@ class Status:
 
     def table(self, most: int | None = None) -> rich.table.Table:
         """One row a trial, of at most so many: those that run first, then those that failed."""
-        states, counts = dict(self._states), Counter(self._states.values())
-        shown = sorted(self._trials, key=lambda trial: _SHOWN_FIRST.index(states[trial.name]))
+        trials, states = list(self._trials), dict(self._states)
+        counts = Counter(states.values())
+        counts["waiting"] += self._total - len(states)
+        shown = sorted(trials, key=lambda trial: _SHOWN_FIRST.index(states[trial.name]))
         chosen = {trial.name for trial in shown[:most]}
         table = rich.table.Table(
             box=rich.box.SIMPLE_HEAD,
             show_edge=False,
             caption=", ".join(f"{counts[state]} {state}" for state in _SHOWN_FIRST if counts[state])
-            + f" of {len(states)}",
+            + f" of {self._total}",
             caption_justify="left",
         )
         table.add_column("arm")
         for name in ("seed", "state", "step", "best valid", "examples/s", "time"):
             table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
-        for trial in self._trials:
+        for trial in trials:
             if trial.name in chosen:
                 state = states[trial.name]
                 table.add_row(*self._cells(trial, state), style=_STYLES.get(state, ""))
@@ -145,7 +155,7 @@ class Status:
         if step and found.total:
             step += f" of {found.total:,}"
         return [
-            trial.arm,
+            _label(trial),
             str(trial.seed),
             state,
             step,
@@ -156,7 +166,7 @@ class Status:
 
     def _line(self, trial: Trial, result: TrialResult) -> str:
         done = sum(state in ("finished", "failed") for state in self._states.values())
-        text = f"{done} of {len(self._states)} done; {result.state}: {trial.arm}, seed {trial.seed}"
+        text = f"{done} of {self._total} done; {result.state}: {_label(trial)}, seed {trial.seed}"
         if result.state in ("finished", "stopped"):
             metric = trial.config.eval.metric
             found = read_progress(result.workdir, metric)
@@ -167,6 +177,10 @@ class Status:
         if result.error:
             text += f": {result.error.splitlines()[-1]}"
         return text
+
+
+def _label(trial: Trial) -> str:
+    return f"{trial.arm} (search)" if trial.name.startswith("search/") else trial.arm
 
 
 def _records(file: pathlib.Path) -> list[dict[str, Any]]:

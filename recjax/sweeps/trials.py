@@ -131,7 +131,7 @@ def load_sweep(
     common = {key: flat[key] for key in overrides}
     arms = []
     for name, arm_seeds, arm_overrides in asked:
-        with naming_arm(name):
+        with _naming_arm(name):
             arm_seeds = chosen_seeds or _checked_seeds(arm_seeds, "seeds")
             arms.append(
                 _make_arm(
@@ -164,8 +164,8 @@ def make_trial(
 ) -> Trial:
     """One arm with one seed and, after a search, the values that it chose."""
     config, chosen = copy.deepcopy(arm.config), chosen or {}
-    set_keys(config, {**chosen, "seed": seed})
-    with naming_arm(arm.name):
+    with _naming_arm(arm.name):
+        set_keys(config, {**chosen, "seed": seed})
         check_config(config)
     text = json.dumps(config.to_dict(), sort_keys=True, separators=(",", ":"))
     slug = re.sub("[^a-z0-9]+", "-", arm.name.lower()).strip("-")[:60] or "arm"
@@ -181,7 +181,7 @@ def make_trial(
 
 
 @contextmanager
-def naming_arm(name: str) -> Iterator[None]:
+def _naming_arm(name: str) -> Iterator[None]:
     """Puts the arm's name before the message of a ConfigError."""
     try:
         yield

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import pathlib
+import zlib
 
 import numpy as np
 
@@ -67,11 +68,11 @@ def make_queries(size=120):
     return queries, popularity_N
 
 
-def evaluate_fake(lift, seed, *, samples=200, popular=False, size=120):
+def evaluate_fake(lift, *noise_seed, samples=200, popular=False, size=120):
     """An `Evaluation` of a ranker that raises targets' scores by `lift`."""
     queries, popularity_N = make_queries(size)
     noise = np.random.default_rng(9).normal(size=(size, NUM_ITEMS))  # of the data, all seeds'
-    noise = noise + 0.5 * np.random.default_rng([seed, 1]).normal(size=noise.shape)
+    noise = noise + 0.5 * np.random.default_rng(noise_seed).normal(size=noise.shape)
     query_T = np.repeat(np.arange(size), np.diff(queries.target_offsets))
     noise[query_T, queries.target_items] += lift
     scores_QxN = np.broadcast_to(popularity_N, noise.shape) if popular else noise
@@ -122,7 +123,8 @@ def write_run(workdir, *, lift=1.0, seed=0, overrides=None, protocol=None, finis
     _write_lines(workdir / "timings.jsonl", [*speeds, {"step": 7, "valid/seconds": 0.02}])
     if not finished:
         return workdir
-    model = evaluate_fake(lift, seed, size=size)
+    name = zlib.crc32(json.dumps(overrides, sort_keys=True).encode())  # of this arm's own
+    model = evaluate_fake(lift, seed, name, size=size)
     popularity = evaluate_fake(0.0, 0, samples=0, popular=True, size=size)
     random = evaluate_fake(0.0, 77, samples=0, size=size)
     model.write(workdir / "eval" / "test.parquet")

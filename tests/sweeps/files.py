@@ -17,9 +17,9 @@ def get_config(data="synthetic"):
 # As `python -c FAKE --config=... --workdir=FOLDER`: does what the folder's name says, and marks
 # that it began and that it ended.
 FAKE = """
-import os, pathlib, signal, sys, time
+import math, os, pathlib, signal, sys, time
 folder = pathlib.Path(next(w for w in sys.argv if w.startswith("--workdir=")).partition("=")[2])
-what = folder.name.partition("-seed")[0]
+what = folder.name.partition("-seed")[0].rstrip("-0123456789")
 with open(folder / "marks", "a") as marks:
     marks.write("began\\n")
 attempt = (folder / "marks").read_text().count("began")
@@ -35,6 +35,11 @@ if what.startswith("slow"):
     time.sleep(60 if what.endswith("long") else 0.5)
 with open(folder / "marks", "a") as marks:
     marks.write("ended\\n")
+words = dict(w.removeprefix("--config.").partition("=")[::2] for w in sys.argv)
+rate = float(words.get("optim.learning_rate", 1.0))
+valid = 1 / (1 + math.log10(rate / 0.01) ** 2)
+(folder / "words").write_text(" ".join(sys.argv))
+(folder / "metrics.jsonl").write_text('{"step": 1, "valid/recall@10": %r}\\n' % valid)
 (folder / "cores").write_text(str(list(os.sched_getaffinity(0))))
 (folder / "cost.json").write_text("{}")
 """

@@ -141,13 +141,15 @@ def test_a_trial_claimed_elsewhere_is_left_alone_and_its_outcome_awaited(launch,
         assert result.error == ("over there" if outcome == "failed" else "")
 
 
-def test_two_sweeps_in_one_workdir_run_no_trial_twice(launch):
+def test_two_sweeps_in_one_workdir_run_no_trial_twice(tmp_path, monkeypatch):
+    fake_main(monkeypatch)
     names = [f"{word} {i}" for i in range(6) for word in ("crashes", "fine")]
-    found = []
-    threads = [
-        threading.Thread(target=lambda: found.append(launch(*names, workers=2)[1]))
-        for _ in range(2)
-    ]
+    sweep, found = load_sweep(write_arms(tmp_path, *names)), []
+
+    def run():
+        found.append(run_sweep(sweep, tmp_path / "w", workers=2, quiet=True))
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:

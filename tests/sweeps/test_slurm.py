@@ -1,0 +1,120 @@
+"""Trials as jobs, run by submitit's local executor."""
+
+import json
+import pickle
+import signal
+import threading
+
+import pytest
+
+from recjax.errors import ConfigError
+from recjax.sweeps.claims import claim
+from recjax.sweeps.launch import run_sweep
+from recjax.sweeps.slurm import TrialJob
+from recjax.sweeps.trials import load_sweep
+from tests.runs import MODELS, TINY
+from tests.sweeps.files import fake_main, write_arms
+
+LOCAL = {"cluster": "local", "timeout_min": "5", "gpus_per_node": "0"}
+SMALL = {key: value for key, value in (TINY | MODELS["mf"]).items() if key != "model.dim"}
+
+
+@pytest.fixture
+def signals_as_they_were():
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals_as_they_were")
+def test_a_job_is_sent_to_another_machine_claims_its_trial_and_runs_it(tmp_path, monkeypatch):
+    fake_main(monkeypatch)
+    sweep = load_sweep(write_arms(tmp_path, "crashes", "fine", "taken"))
+    jobs = [TrialJob(trial, tmp_path, None, "cpu") for trial in sweep.trials]
+    failing, fine, taken = (pickle.loads(pickle.dumps(job)) for job in jobs)
+    assert failing().state == "failed"
+    assert (fine().state, fine().state) == ("finished", "finished")
+    with claim(tmp_path / sweep.trials[2].name):
+        assert taken().state == "elsewhere"
+    folder = tmp_path / sweep.trials[1].name
+    assert (folder / "marks").read_text() == "began\nended\n"
+    assert "--accelerator=cpu" in (folder / "words").read_text()
+
+
+@pytest.mark.usefixtures("signals_as_they_were")
+def test_a_preempted_job_saves_and_is_submitted_anew(tmp_path, monkeypatch):
+    fake_main(monkeypatch)
+    (trial,) = load_sweep(write_arms(tmp_path, "slow and long")).trials
+    job, again = TrialJob(trial, tmp_path, None, "auto"), []
+
+    def preempt():  # as submitit's signal handler does, once the trial runs
+        while not (tmp_path / trial.name / "marks").exists():
+            pass
+        again.append(job.checkpoint())
+
+    thread = threading.Thread(target=preempt)
+    thread.start()
+    job()
+    thread.join()
+    (submission,) = again
+    assert isinstance(submission.function, TrialJob)
+    assert "ended" not in (tmp_path / trial.name / "marks").read_text()
+    assert not (tmp_path / trial.name / "failure.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, 'Could not detect "srun".*--slurm.cluster=local'),
+        ({"cluster": "moon"}, "named moon"),
+        ({"cluster": "local", "partion": "x"}, "--slurm: .*'partion'"),
+        ({"cluster": "local", "timeout_min": "soon"}, "--slurm: .*timeout_min"),
+        ({"cluster": "local", "timeout_min": None}, "--slurm.timeout_min needs a value"),
+        ({"cluster": "local", "nodes": "2"}, "--slurm.nodes=2: a trial is one task on one node"),
+    ],
+)
+def test_wrong_options_are_one_message_before_anything_starts(tmp_path, options, message):
+    sweep = load_sweep(write_arms(tmp_path, "a"))
+    with pytest.raises(ConfigError, match=message):
+        run_sweep(sweep, tmp_path / "w", launcher="slurm", slurm=options, quiet=True)
+    assert not (tmp_path / "w" / "sweep.json").exists()
+    with pytest.raises(ConfigError, match="launcher='moon'"):
+        run_sweep(sweep, tmp_path / "w", launcher="moon")
+    with pytest.raises(ConfigError, match="workers=0: with --launcher=slurm"):
+        run_sweep(sweep, tmp_path / "w", launcher="slurm", workers=0)
+
+
+@pytest.mark.slow
+def test_jobs_train_fail_and_go_on_after_they_were_cancelled(tmp_path):
+    path = write_arms(tmp_path, "a", "b")
+    sweep = load_sweep(path, **SMALL)
+    states = {"a": [], "b": []}
+
+    def on_change(trial, result):
+        states[trial.arm].append(result.state)
+
+    def run(should_stop=lambda: False):
+        return run_sweep(
+            sweep,
+            tmp_path / "w",
+            launcher="slurm",
+            slurm=LOCAL,
+            accelerator="cpu",
+            quiet=True,
+            on_change=on_change,
+            should_stop=should_stop,
+        )
+
+    with claim(tmp_path / "w" / sweep.trials[1].name):
+        first, second = run(lambda: "finished" in states["a"] or "failed" in states["a"])
+    assert (first.state, second.state) == ("finished", "elsewhere"), first.error
+    assert states == {"a": ["running", "finished"], "b": ["elsewhere"]}
+    found = run(lambda: (second.workdir / "log.txt").exists())
+    assert [result.state for result in found] == ["finished", "stopped"]
+    found = run()
+    assert [result.state for result in found] == ["finished", "finished"]
+    record = json.loads((second.workdir / "trial.json").read_text())
+    assert (record["arm"], record["seed"]) == ("b", 0)
+    assert list((tmp_path / "w" / "slurm").glob("*.out"))
