@@ -284,14 +284,14 @@ print(f"correlation of log popularity with length {correlation(length_N):+.2f}, 
 print(f"with the position along w {correlation(along_N):+.2f}")
 
 # %%
-along = alt.Scale(scheme="redblue", domainMid=float(along_N.mean()))
 alt.Chart(items, title="Length is not popularity").mark_point(filled=True, size=50).encode(
     x=counts,
     y=alt.Y("length:Q", title="length of the embedding", scale=alt.Scale(zero=False)),
-    color=alt.Color("along:Q", title="along w", scale=along),
+    color=alt.Color("along:Q", title="along w", scale=alt.Scale(scheme="viridis")),
     tooltip=["title:N", "interactions:Q"],
 ).properties(width=420, height=280)
 
 # %% [markdown]
-# So where a vector points tells a popular item, and how long it is does not. Next:
+# Both ends are long: rare items (dark) point away, popular ones (bright) towards. So where a vector
+# points tells a popular item, and how long it is does not. Next:
 # [what sampled negatives do to the gradient](5_estimators.ipynb).

@@ -26,8 +26,6 @@ def sweep(add):
         add(source, **drawn)
         if source != "uniform":  # whose log q is one number, which a softmax does not see
             add(f"{source}, no logQ", **drawn, **{"loss.correct_logq": False})
-    add(
-        "in_batch, logQ of the label too",
-        **{"loss.candidates": "in_batch", "loss.correct_positive": True},
-    )
+    both = {"loss.candidates": "in_batch", "loss.correct_positive": True}
+    add("in_batch, logQ of the label too", **both, **{"loss.num_sampled": 256})
     add("in_batch + uniform", **{"loss.candidates": "mixed", "loss.num_sampled": 256})

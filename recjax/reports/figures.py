@@ -55,6 +55,7 @@ class _Comparison(Drawing):
         super().__init__([arm.name for arm in results.arms])
         self.results = results
         self.metrics = frames.shown_metrics(results)
+        self.seeds = any(len(arm.results) > 1 for arm in results.arms)
 
     def values(self) -> Figure:
         """The chosen metric of every run, and the mean of each arm."""
@@ -146,8 +147,8 @@ class _Comparison(Drawing):
         return Figure(
             "loss",
             "Training loss",
-            "Thin lines are seeds, thick ones their mean. Losses of different kinds, or over "
-            "different candidates, cannot be compared with each other.",
+            self._words("Thin lines are seeds, thick ones their mean. ")
+            + "Losses of different kinds, or over different candidates, cannot be compared.",
             rows.drop("metric"),
             self._curves("'training loss'"),
         )
@@ -163,7 +164,8 @@ class _Comparison(Drawing):
         return Figure(
             "validation",
             "Validation metrics",
-            "Thin lines are seeds, thick ones their mean over the steps that all seeds reached.",
+            self._words("Thin lines are seeds, thick ones their mean where all seeds have one. ")
+            + f"The checkpoint with the best {self.results.metric} is the one that is tested.",
             rows,
             self._curves("metric + ' on validation'", metrics[0]),
             metrics,
@@ -203,8 +205,8 @@ class _Comparison(Drawing):
             ),
         ).properties(height=260)
         words = [
-            "Points are means over seeds, bars span the seeds. In a small slice chance alone makes "
-            "arms differ."
+            self._words("Points are means over seeds, bars span the seeds. ")
+            + "Of a small slice, chance decides much."
         ]
         if group == "items":
             words.append(
@@ -234,9 +236,9 @@ class _Comparison(Drawing):
         x = alt.X(
             "lift:Q",
             title=f"popularity lift@{k} (1: as popular as what users chose)",
-            scale=alt.Scale(domainMin=0),
+            scale=alt.Scale(zero=True),
         )
-        y = alt.Y("recall:Q", title=None, scale=alt.Scale(domainMin=0))
+        y = alt.Y("recall:Q", title=None, scale=alt.Scale(zero=True))
         base = self.chart()
         others = base.transform_filter(_BASELINES)
         chart = alt.layer(
@@ -250,8 +252,9 @@ class _Comparison(Drawing):
         return Figure(
             "popularity",
             "Recall against popularity lift",
-            "Large marks are arms (means over seeds), small dots runs, grey crosses baselines. The "
-            "lift is the mean training popularity of what is recommended over that of the targets.",
+            self._words("Large marks are means over seeds, small dots runs. ")
+            + "Grey crosses are baselines. The lift is the mean training popularity of what is "
+            "recommended over that of the targets.",
             rows,
             {"": self.spec(chart, f"'{recall} on test, against popularity lift'")},
         )
@@ -298,9 +301,9 @@ class _Comparison(Drawing):
         return Figure(
             "cost",
             "Accuracy against cost",
-            "Large marks are arms (means over seeds), small dots runs. The dashed line is the "
-            "Pareto front of the arms that are shown: nothing is both cheaper and better than an "
-            "arm on it.",
+            self._words("Large marks are means over seeds, small dots runs. ")
+            + "The dashed line is the Pareto front of what is shown: no arm is both cheaper and "
+            "better than one on it.",
             rows,
             variants,
             self.metrics,
@@ -364,8 +367,8 @@ class _Comparison(Drawing):
                 sort=[self.alt.SortField("v", order="descending")],
             )
             .transform_filter(
-                "datum.v_above == null || datum.v_above - datum.v > 0.05 * (datum.high - datum.low)"
-                " || abs(datum.u_above - datum.u) > 0.3 * (datum.right - datum.left)"
+                "datum.v_above == null || datum.v_above - datum.v > 0.06 * (datum.high - datum.low)"
+                " || abs(datum.u_above - datum.u) > 0.45 * (datum.right - datum.left)"
             )
         )
         sides = {"<=": {"align": "left", "dx": 9}, ">": {"align": "right", "dx": -9}}
@@ -375,6 +378,9 @@ class _Comparison(Drawing):
             .encode(x=x, y=y, text="arm:N", color=color)
             for sign, look in sides.items()
         ]
+
+    def _words(self, of_seeds: str) -> str:
+        return of_seeds if self.seeds else ""
 
     def _metrics_in(self, rows: pl.DataFrame) -> tuple[str, ...]:
         present = set(rows["metric"])

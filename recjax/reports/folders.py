@@ -13,8 +13,8 @@ def runs_in(folder: pathlib.Path, depth: int = 2) -> Iterable[pathlib.Path]:
     """Workdirs of runs: the folder itself, or those in it; of a sweep, all that it plans."""
     if (folder / "config.json").exists() or (folder / "trial.json").exists():
         yield folder
-    elif planned := plan_of(folder).get("trials"):
-        yield from (folder / name for name in planned)
+    elif "trials" in (plan := plan_of(folder)):  # none yet where a search is under way
+        yield from (folder / name for name in plan["trials"])
     elif depth:
         for path in sorted(path for path in folder.iterdir() if path.is_dir()):
             yield from runs_in(path, depth - 1)

@@ -1,6 +1,7 @@
 """Results as long frames: a row for each thing that a figure draws."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -69,14 +70,7 @@ def curves_frame(results: Results, metrics: Sequence[str], points: int) -> pl.Da
       Columns arm, seed (a run's, or `mean`), step, seconds (the step's share of `train_seconds`),
       metric and value.
     """
-    schema = {
-        "arm": pl.String,
-        "seed": pl.String,
-        "step": pl.Int64,
-        "seconds": pl.Float64,
-        "metric": pl.String,
-        "value": pl.Float64,
-    }
+    schema = pl.Schema(_schema(("arm", "seed", "step", "seconds", "metric", "value")))
     frames = [pl.DataFrame(schema=schema)]
     for arm in results.arms:
         runs = [_curves_of(run, metrics, points) for run in arm.results]
@@ -87,7 +81,7 @@ def curves_frame(results: Results, metrics: Sequence[str], points: int) -> pl.Da
             .filter(pl.col("seeds") == len(runs))
             .with_columns(pl.lit(MEAN).alias("seed"))
         )
-        frames += [frame.select(list(schema)).cast(schema) for frame in (together, mean)]
+        frames += [frame.select(schema.names()).cast(schema) for frame in (together, mean)]
     return _finite(pl.concat(frames))
 
 
@@ -150,13 +144,10 @@ def _cost(run: Result, name: str) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _schema(names: Sequence[str]) -> dict[str, type[pl.DataType]]:
-    text = ("arm", "seed", "slice", "metric")
-    counts = ("size", "seeds")
-    return {
-        name: pl.String if name in text else pl.Int64 if name in counts else pl.Float64
-        for name in names
-    }
+def _schema(names: Sequence[str]) -> dict[str, Any]:
+    text, counts = ("arm", "seed", "slice", "metric"), ("step", "size", "seeds")
+    kinds = dict.fromkeys(text, pl.String) | dict.fromkeys(counts, pl.Int64)
+    return {name: kinds.get(name, pl.Float64) for name in names}
 
 
 def _finite(frame: pl.DataFrame) -> pl.DataFrame:

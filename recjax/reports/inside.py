@@ -17,8 +17,8 @@ from recjax.reports.drawing import GREY, Figure, Spec
 from recjax.run import Run, load_run
 from recjax.slices import ITEM_CLASSES, item_class
 
-MAX_ITEMS = 5000
-USERS = 24
+MAX_ITEMS = 4000
+USERS = 12
 SHOWN = 10
 _CATEGORIES = 7
 _OTHER = "other"
@@ -101,9 +101,15 @@ def place_items(unit_NxD: np.ndarray) -> tuple[np.ndarray, str]:
         return np.pad(left * scale, ((0, 0), (0, 2)))[:, :2], "principal components"
     manifold = require("sklearn.manifold", "report")
     tsne = manifold.TSNE(
-        init="pca", metric="cosine", perplexity=min(30, len(unit_NxD) / 4), random_state=0
+        init="pca",
+        metric="cosine",
+        perplexity=min(30, len(unit_NxD) / 4),
+        max_iter=600,
+        random_state=0,
     )
-    return tsne.fit_transform(unit_NxD.astype(np.float32)), "t-SNE"
+    # Threads add in any order, so with two of them the map would differ from time to time.
+    with require("threadpoolctl", "report").threadpool_limits(1):
+        return tsne.fit_transform(unit_NxD.astype(np.float32)), "t-SNE"
 
 
 def item_names(dataset: Dataset) -> np.ndarray:
@@ -208,7 +214,8 @@ def _map_spec(rows: pl.DataFrame, label: str, names: tuple[str, ...], told: list
     color = alt.Color(
         f"{label}:N", scale=alt.Scale(domain=[name for name in names if name != _OTHER]), title=None
     )
-    focus = base.transform_filter("indexof(focus, datum.item) >= 0")
+    near = base.transform_filter("indexof(focus, datum.item) >= 0")
+    chosen = base.transform_filter("indexof(focus, datum.item) == 0")
     points = base.mark_circle(size=24, opacity=0.75)
     chart = alt.layer(
         points.transform_filter(f"datum['{label}'] == '{_OTHER}'").encode(
@@ -217,11 +224,12 @@ def _map_spec(rows: pl.DataFrame, label: str, names: tuple[str, ...], told: list
         points.transform_filter(f"datum['{label}'] != '{_OTHER}'").encode(
             x=x, y=y, color=color, tooltip=tips
         ),
-        focus.mark_point(size=110, strokeWidth=1.6, color=GREY, opacity=1).encode(x=x, y=y),
-        focus.mark_text(dy=-11, limit=170).encode(x=x, y=y, text="title:N"),
+        near.mark_point(size=110, strokeWidth=2, color=GREY, opacity=1).encode(x=x, y=y),
+        chosen.mark_text(dy=-13, fontSize=12, fontWeight=600).encode(x=x, y=y, text="title:N"),
     )
     params = [alt.param(name="hidden", value=[]), alt.param(name="focus", value=[])]
-    return chart.add_params(*params).properties(width=720, height=540).to_dict()
+    title = f"embeddings of {len(rows):,} items, {label}"
+    return chart.add_params(*params).properties(width=720, height=540, title=title).to_dict()
 
 
 def _users(run: Run) -> str:
@@ -236,7 +244,7 @@ def _users(run: Run) -> str:
     top_QxK = _ranked(run, queries, rows)
     names = item_names(experiment.dataset)
     cards = "".join(
-        _card(run, queries, row, top_K[top_K >= 0], names)
+        _card(run, queries, int(row), top_K[top_K >= 0], names)
         for row, top_K in zip(rows, top_QxK, strict=True)
     )
     return (
@@ -266,35 +274,33 @@ def _card(run: Run, queries: EvalQueries, row: int, top_K: np.ndarray, names: np
     start, end = queries.known.offsets[user], queries.known.offsets[user + 1]
     if run.experiment.history == "past":
         end = max(start, queries.past_end_Q[row])
-    known = queries.known.item[start:end][::-1]
-    targets = queries.target_items[queries.target_offsets[row] : queries.target_offsets[row + 1]]
-    rank = {int(item): place for place, item in enumerate(top_K, 1)}
-    target_set = set(targets.tolist())
+    known = queries.known.item[start:end][::-1].tolist()
+    start, end = queries.target_offsets[row], queries.target_offsets[row + 1]
+    targets = queries.target_items[start:end].tolist()
+    rank = {item: place for place, item in enumerate(top_K.tolist(), 1)}
+    hits = {item for item in targets if rank.get(item, SHOWN + 1) <= SHOWN}
 
-    def entry(item: int, hit: bool, note: str = "") -> str:
-        title = escape(names[item])
-        marked = f'<b class="hit">✓ {title}</b>' if hit else title
+    def entry(item: int, note: str = "") -> str:
+        title = escape(str(names[item]))
+        marked = f'<b class="hit">✓ {title}</b>' if item in hits else title
         return f"<li>{marked}{f' <small>{note}</small>' if note else ''}</li>"
 
-    history = "".join(entry(item, False) for item in known[:SHOWN])
-    recommended = "".join(entry(item, item in target_set) for item in top_K[:SHOWN])
+    recommended = "".join(entry(item) for item in top_K[:SHOWN].tolist())
     held_out = "".join(
-        entry(item, rank.get(item, SHOWN + 1) <= SHOWN, _place(rank.get(item), len(top_K)))
-        for item in targets[:SHOWN].tolist()
+        entry(item, f"rank {rank[item]}" if item in rank else f"not in the first {len(top_K)}")
+        for item in targets[:SHOWN]
     )
+    history = "".join(f"<li>{escape(str(names[item]))}</li>" for item in known[:SHOWN])
     more = f"<li><small>and {len(known) - SHOWN:,} before</small></li>" * (len(known) > SHOWN)
     rest = f"<li><small>and {len(targets) - SHOWN:,} more</small></li>" * (len(targets) > SHOWN)
-    about = f" <small>{escape(_described(dataset, user))}</small>"
     return (
         f'<article class="user" data-row><h3>User {escape(str(dataset.users.ids[user]))}'
-        f'{about}</h3><div class="lists"><div><h4>Recommended</h4><ol>{recommended}</ol></div>'
+        f" <small>{escape(_described(dataset, user))}</small></h3>"
+        f'<div class="lists"><div><h4>Recommended</h4><ol>{recommended}</ol></div>'
         f"<div><h4>Held out</h4><ul>{held_out}{rest}</ul>"
-        f"<h4>History, the latest first</h4><ul>{history}{more}</ul></div></div></article>"
+        f"<h4>History, the latest first</h4><ul>{history}{more}</ul>"
+        "</div></div></article>"
     )
-
-
-def _place(rank: int | None, depth: int) -> str:
-    return f"not in the first {depth}" if rank is None else f"rank {rank}"
 
 
 def _described(dataset: Dataset, user: int) -> str:

@@ -31,10 +31,11 @@ def table(shown: Table, place: int, arms: Sequence[str], name: str = "") -> str:
         for head, is_number in zip(shown.columns, numeric, strict=True)
     )
     body = "".join(_row(row, shown.columns, numeric, arms) for row in shown.rows)
-    by_arm = " data-by-arm" if set(shown.columns) & set(arms) else ""
+    kind = "by-arm" if set(shown.columns) & set(arms) else ""
+    kind = "of-arms" if any(row[0].text in arms for row in shown.rows) else kind
     ident = f' id="{escape(name)}"' if name else ""
     return (
-        f'<div class="scroll"><table{ident}{by_arm}><caption><b>Table {place}. '
+        f'<div class="scroll"><table{ident}{_class(kind)}><caption><b>Table {place}. '
         f"{_words(shown.title)}.</b> {_words(shown.caption)}</caption>"
         f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
@@ -129,7 +130,7 @@ def _row(
     shown = [f'<th scope="row">{_name(first, arms)}</th>']
     for cell, column, is_number in zip(row[1:], columns[1:], numeric[1:], strict=True):
         text = "" if cell.text == NONE else _words(cell.text)
-        kind = "" if is_number else ' class="text"'
+        kind = _class("" if is_number else "text")
         shown.append(f"<td{kind}{_arm(column, arms)}>{_STYLES[cell.style].format(text)}</td>")
     return f"<tr data-row{_arm(first, arms)}>{''.join(shown)}</tr>"
 
@@ -143,6 +144,10 @@ def _name(text: str, arms: Sequence[str]) -> str:
     if text not in arms or len(arms) < 2:
         return _words(text)
     return f'<span class="swatch c{arms.index(text)}"></span>{escape(text)}'
+
+
+def _class(name: str) -> str:
+    return f' class="{name}"' if name else ""
 
 
 def _arm(name: str, arms: Sequence[str]) -> str:

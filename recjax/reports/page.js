@@ -82,7 +82,7 @@
       row.searched ??= row.textContent.toLowerCase();
       const { arm } = row.dataset;
       const found = matches(row.searched);
-      row.hidden = arm === undefined ? !(found || (byArm && row.closest("[data-by-arm]")))
+      row.hidden = arm === undefined ? !(found || (byArm && row.closest(".by-arm")))
         : gone.has(arm) || !(byArm || found);
       shown += !row.hidden;
     }
@@ -115,15 +115,14 @@
   }
 
   async function save(figure, kind) {
-    const { vega, vegaLite } = vegaEmbed;
     const config = { ...report.config.light, background: "white" };
-    const { spec } = vegaLite.compile(specOf(figure), { config });
-    const view = new vega.View(vega.parse(spec), { renderer: "none" });
+    const apart = document.createElement("div");
+    const { view, finalize } = await vegaEmbed(apart, specOf(figure), { actions: false, config, logLevel: 1 });
     const link = document.createElement("a");
     link.href = await view.toImageURL(kind, kind === "png" ? 3 : 1);
     link.download = `${figure.name}.${kind}`;
     link.click();
-    view.finalize();
+    finalize();
   }
 
   function groupChips(figure) {
@@ -131,7 +130,7 @@
     chips.replaceChildren(...figure.groups[figure.variant].map((group, i) => {
       const label = document.createElement("label");
       const box = document.createElement("input");
-      label.className = `chip c${i}`;
+      label.className = group === "other" ? "chip" : `chip c${i}`;
       box.type = "checkbox";
       box.checked = true;
       box.addEventListener("change", () => {

@@ -1,5 +1,6 @@
 """The sections of a page as HTML: what was compared, and the tables beside the figures."""
 
+import dataclasses
 import importlib.metadata
 import itertools
 import json
@@ -69,7 +70,7 @@ class Sections:
         split = [_SPLITS.get(protocol["split"], "")]
         split += [f"{key} {value}" for key, value in protocol["split_params"].items()]
         chosen = protocol["selection_metric"]
-        runs = [_count(len(self.arms), "arm")] if len(self.arms) > 1 else []
+        runs = [_count(len(self.arms), "arm") if len(self.arms) > 1 else self.arms[0]]
         runs += [
             _count(len(results.runs), "run"),
             f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}",
@@ -78,7 +79,7 @@ class Sections:
             "Data": f"{escape(protocol['dataset'])} {_hash(protocol['dataset_hash'])}",
             "Split": f"{escape(protocol['split'].replace('_', ' '))}: "
             f"{escape(', '.join(filter(None, split)))} {_hash(protocol['split_hash'])}",
-            "History": escape(_HISTORIES.get(protocol["history"], protocol["history"])),
+            "History": escape(_HISTORIES.get(protocol["history"], str(protocol["history"]))),
             "Ranked": escape(
                 f"{protocol['candidates']:,} items, "
                 f"{_CORPORA.get(protocol['corpus'], protocol['corpus'])}; "
@@ -111,11 +112,12 @@ class Sections:
         """Test metrics, and what a reader must know of them."""
         notes = [*self.results.notes, *self.compared.notes]
         listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
-        shown = (
-            tables.run_table(self.results)
-            if len(self.results.runs) == 1
-            else tables.results_table(self.results, self.compared)
-        )
+        if len(self.results.runs) == 1:
+            shown = tables.run_table(self.results)
+            rows = tuple(row for row in shown.rows if row[0].text in self.metrics)
+            shown = dataclasses.replace(shown, rows=rows)
+        else:
+            shown = tables.results_table(self.results, self.compared)
         return self._table(shown, "test") + (f'<ul class="notes">{listed}</ul>' if notes else "")
 
     def costs(self) -> str:
@@ -124,9 +126,9 @@ class Sections:
         if self.compared.differences:
             shown = self._table(tables.differences_table(self.compared), "differences")
             parts.append(markup.details("Differences in full", shown))
-        if len(self.results.runs) > 1:
-            shown = self._table(_every_metric(self.results), "metrics")
-            parts.append(markup.details("Every metric", shown))
+        single = len(self.results.runs) == 1
+        every = tables.run_table(self.results) if single else _every_metric(self.results)
+        parts.append(markup.details("Every metric", self._table(every, "metrics")))
         return "".join(parts)
 
     def slices(self) -> str:

@@ -77,7 +77,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     if len(array) < 2:
         return Interval(mean, float("nan"), float("nan"))
     error = float(array.std(ddof=1)) / np.sqrt(len(array))
-    half = _t_quantile((1 + level) / 2, len(array) - 1) * error
+    half = _t_quantile((1 + level) / 2, len(array) - 1.0) * error
     return Interval(mean, mean - half, mean + half)
 
 
@@ -137,7 +137,7 @@ def paired_t(
         df = _satterthwaite(variance, [*parts, *seed_parts])
         # Where the paired queries vary less than the formula foresees, it would fall below what
         # seeds alone have.
-        df = max(df, min(free for _, free in seed_parts))
+        df = max(df, float(min(free for _, free in seed_parts)))
         seed_df = _satterthwaite(sum(part for part, _ in seed_parts), seed_parts)
     else:
         variance, of_seeds, df, seed_df = of_queries, 0.0, num_queries - 1.0, 1.0

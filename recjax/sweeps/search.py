@@ -154,7 +154,9 @@ class _ArmSearch:
         self._count = count
         self._study = optuna.create_study(
             direction="maximize",
-            sampler=optuna.samplers.TPESampler(seed=SEED, n_startup_trials=min(10, count // 2)),
+            sampler=optuna.samplers.TPESampler(
+                seed=SEED, n_startup_trials=min(10, max(count // 2, 1))
+            ),
         )
         self._asked: tuple[Any, dict[str, Any]] | None = None
 

@@ -116,6 +116,9 @@ def test_runs_that_a_sweep_no_longer_plans_are_left_out(tmp_path):
     kept = [path.name for path in folder.iterdir() if path.name.startswith("full")]
     edit(folder / "sweep.json", trials=kept, arms=["full"])
     assert [arm.name for arm in load_results(folder).arms] == ["full"]
+    edit(folder / "sweep.json", trials=[])  # a search is under way
+    with pytest.raises(ReportError, match="no finished run"):
+        load_results(folder)
 
 
 def test_different_protocols_are_refused_by_their_difference(tmp_path):

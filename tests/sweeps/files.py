@@ -31,7 +31,9 @@ if what == "dies" or what == "dies-once" and attempt == 1:
 if what == "crashes" or what == "crashes-once" and attempt == 1:
     raise RuntimeError(f"attempt {attempt}")
 if what.startswith("slow"):
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
+    (folder / "ready").touch()
     time.sleep(60 if what.endswith("long") else 0.5)
 with open(folder / "marks", "a") as marks:
     marks.write("ended\\n")

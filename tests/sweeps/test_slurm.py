@@ -1,9 +1,11 @@
 """Trials as jobs, run by submitit's local executor."""
 
 import json
+import os
 import pickle
 import signal
 import threading
+import time
 
 import pytest
 
@@ -21,7 +23,7 @@ SMALL = {key: value for key, value in (TINY | MODELS["mf"]).items() if key != "m
 
 @pytest.fixture
 def signals_as_they_were():
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
     before = [signal.getsignal(number) for number in numbers]
     yield
     for number, handler in zip(numbers, before, strict=True):
@@ -49,19 +51,26 @@ def test_a_preempted_job_saves_and_is_submitted_anew(tmp_path, monkeypatch):
     (trial,) = load_sweep(write_arms(tmp_path, "slow and long")).trials
     job, again = TrialJob(trial, tmp_path, None, "auto"), []
 
-    def preempt():  # as submitit's signal handler does, once the trial runs
-        while not (tmp_path / trial.name / "marks").exists():
-            pass
+    def on_preemption(*_):  # as submitit does
         again.append(job.checkpoint())
+        raise SystemExit
 
+    def preempt():
+        while not (tmp_path / trial.name / "ready").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    signal.signal(signal.SIGUSR2, on_preemption)
     thread = threading.Thread(target=preempt)
     thread.start()
-    job()
+    with pytest.raises(SystemExit):
+        job()
     thread.join()
-    (submission,) = again
-    assert isinstance(submission.function, TrialJob)
-    assert "ended" not in (tmp_path / trial.name / "marks").read_text()
+    assert isinstance(again[0].function, TrialJob)
+    assert (tmp_path / trial.name / "marks").read_text() == "began\n"
     assert not (tmp_path / trial.name / "failure.json").exists()
+    with claim(tmp_path / trial.name) as descriptor:
+        assert descriptor is not None
 
 
 @pytest.mark.parametrize(
@@ -87,34 +96,31 @@ def test_wrong_options_are_one_message_before_anything_starts(tmp_path, options,
 
 
 @pytest.mark.slow
-def test_jobs_train_fail_and_go_on_after_they_were_cancelled(tmp_path):
-    path = write_arms(tmp_path, "a", "b")
-    sweep = load_sweep(path, **SMALL)
-    states = {"a": [], "b": []}
-
-    def on_change(trial, result):
-        states[trial.arm].append(result.state)
+def test_a_job_is_cancelled_saves_its_trial_and_another_goes_on_with_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    sweep = load_sweep(write_arms(tmp_path, "a"), **SMALL)
+    folder, states = tmp_path / "w" / sweep.trials[0].name, []
 
     def run(should_stop=lambda: False):
-        return run_sweep(
+        (result,) = run_sweep(
             sweep,
             tmp_path / "w",
             launcher="slurm",
             slurm=LOCAL,
             accelerator="cpu",
             quiet=True,
-            on_change=on_change,
+            on_change=lambda trial, result: states.append(result.state),
             should_stop=should_stop,
         )
+        assert result.workdir == folder
+        return result
 
-    with claim(tmp_path / "w" / sweep.trials[1].name):
-        first, second = run(lambda: "finished" in states["a"] or "failed" in states["a"])
-    assert (first.state, second.state) == ("finished", "elsewhere"), first.error
-    assert states == {"a": ["running", "finished"], "b": ["elsewhere"]}
-    found = run(lambda: (second.workdir / "log.txt").exists())
-    assert [result.state for result in found] == ["finished", "stopped"]
-    found = run()
-    assert [result.state for result in found] == ["finished", "finished"]
-    record = json.loads((second.workdir / "trial.json").read_text())
-    assert (record["arm"], record["seed"]) == ("b", 0)
-    assert list((tmp_path / "w" / "slurm").glob("*.out"))
+    with claim(folder):
+        run(lambda: bool(states))
+    assert states == ["elsewhere"]
+    run((folder / "log.txt").exists)
+    assert states[1:] in (["stopped"], ["running", "stopped"])
+    assert run().state == "finished", (folder / "log.txt").read_text()
+    assert json.loads((folder / "trial.json").read_text())["arm"] == "a"
+    assert len(list((tmp_path / "w" / "slurm").glob("*_submitted.pkl"))) == 2
