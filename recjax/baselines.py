@@ -45,13 +45,8 @@ def random_ranker(mask_N: Bool[np.ndarray, " N"], seed: int) -> Ranker:
       ValueError: the mask leaves no item.
     """
     order = np.random.default_rng(seed).permutation(np.flatnonzero(mask_N))
-    key = jax.random.key(seed)
-
-    def start(user_B: Array) -> Array:
-        keys_B = jax.vmap(lambda user: jax.random.fold_in(key, user))(user_B)
-        return jax.vmap(lambda one: jax.random.randint(one, (), 0, len(order)))(keys_B)
-
-    return _fixed_order(order, len(mask_N), jax.jit(start))
+    start = functools.partial(_random_place, jax.random.key(seed), len(order))
+    return _fixed_order(order, len(mask_N), start)
 
 
 def oracle_ranker(world: Oracle, mask_N: Bool[np.ndarray, " N"]) -> Ranker:
@@ -82,6 +77,14 @@ def _fixed_order(order: np.ndarray, num_items: int, start: Callable[[Array], Arr
         return _rank_in_order(order_R, place_N, start_B, jnp.asarray(seen_BxS), k)
 
     return rank
+
+
+@jax.jit
+def _random_place(
+    key: Array, num_places: int | Array, user_B: Int[Array, " B"]
+) -> Int[Array, " B"]:
+    keys_B = jax.vmap(lambda user: jax.random.fold_in(key, user))(user_B)
+    return jax.vmap(lambda one: jax.random.randint(one, (), 0, num_places))(keys_B)
 
 
 @functools.partial(jax.jit, static_argnames="k")

@@ -24,7 +24,7 @@ from recjax.experiment import Experiment
 from recjax.measure import evaluate_model
 from recjax.progress import Progress
 from recjax.step import TrainState
-from recjax.writer import MetricsWriter
+from recjax.writer import RATE, MetricsWriter
 
 PyTree = Any
 Metrics = Mapping[str, Array]
@@ -262,7 +262,7 @@ class Loop:
         self._writer.write(step, record)
         now = time.perf_counter()
         rate = (step - self._logged) * self._config.train.batch_size / (now - self._seconds)
-        self._writer.write_timings(step, {"train/examples_per_second": rate})
+        self._writer.write_timings(step, {RATE: rate})
         self._seconds, self._logged = now, step
 
     def _diagnose(self, step: int, state: TrainState) -> None:

@@ -205,7 +205,7 @@ def train_until(
     finished = train_experiment(experiment, path, should_stop=should_stop, quiet=quiet, sinks=sinks)
     if not finished:
         return None
-    run = _open(experiment, path)
+    run = open_run(experiment, path)
     show(report(experiment, path))
     return run
 
@@ -250,10 +250,11 @@ def load_run(workdir: str | os.PathLike[str], dataset: Dataset | None = None) ->
     experiment = make_experiment(config, dataset)
     if protocol_of(experiment)["split_hash"] != known["split_hash"]:
         raise CheckpointError(f"{path}: its config no longer gives the split in {protocol_file}")
-    return _open(experiment, path)
+    return open_run(experiment, path)
 
 
-def _open(experiment: Experiment, workdir: pathlib.Path) -> Run:
+def open_run(experiment: Experiment, workdir: pathlib.Path) -> Run:
+    """The run that an experiment left in a workdir, at its best checkpoint."""
     checkpointer = Checkpointer(workdir / "checkpoints", read_only=True)
     with contextlib.closing(checkpointer):
         step, state = restore_best(experiment, checkpointer)

@@ -23,10 +23,10 @@ from recjax.cost import COST
 from recjax.data.dataset import Dataset
 from recjax.errors import ConfigError
 from recjax.experiment import Experiment, make_experiment
-from recjax.loop import Loop, restore_best, variables_of
+from recjax.loop import Loop
 from recjax.parallel import Parallel
 from recjax.progress import Progress
-from recjax.run import Run
+from recjax.run import Run, open_run
 from recjax.summary import describe
 from recjax.train import check_workdir, prepare_workdir, train_experiment
 from recjax.writer import MetricsWriter
@@ -118,7 +118,7 @@ def train_seeds_until(
             one, folders[seed], should_stop=should_stop, quiet=quiet or together
         ):
             return None
-        runs.append(_open(one, folders[seed]))
+        runs.append(open_run(one, folders[seed]))
     show(_summary(runs, path))
     return runs
 
@@ -249,13 +249,6 @@ def _open_loop(experiment: Experiment, workdir: pathlib.Path, stack: contextlib.
     for each in (writer, checkpointer):
         stack.enter_context(contextlib.closing(each))
     return Loop(experiment, workdir, writer, checkpointer)
-
-
-def _open(experiment: Experiment, workdir: pathlib.Path) -> Run:
-    checkpointer = Checkpointer(workdir / "checkpoints", read_only=True)
-    with contextlib.closing(checkpointer):
-        step, state = restore_best(experiment, checkpointer)
-    return Run(workdir, experiment, variables_of(state), step)
 
 
 def _summary(runs: Sequence[Run], workdir: pathlib.Path) -> str:

@@ -69,7 +69,7 @@ def test_what_the_command_says_and_that_two_of_them_run_no_trial_twice(tmp_path)
     for code, out, errors in both:
         assert (code, errors) == (1, "")
         assert "\n1 failed, 4 finished of 5\n" in out
-        assert "    RuntimeError: attempt 2\n" in out
+        assert re.search("^    RuntimeError: attempt [24]$", out, re.MULTILINE)
     began = [(workdir / trial.name / "marks").read_text().count("began") for trial in trials]
     # A sweep that begins after the other has recorded a failure tries that once more, rightly.
     assert began[1] in (2, 4)

@@ -60,8 +60,8 @@ def opened(browser, path, **settings):
     page.wait_for_selector("html[data-drawn]", state="attached")
     yield page
     context.close()
-    fetched = [one for one in complaints if one != path.as_uri() and not one.startswith("data:")]
-    assert not fetched
+    own = path.as_uri(), "data:", f"blob:{path.as_uri()[:5]}"
+    assert not [one for one in complaints if not one.startswith(own)]
 
 
 def marks(page, figure, kind="symbol"):
@@ -80,7 +80,7 @@ def test_every_figure_of_a_sweep_is_drawn(browser, sweep_page):
         for i in range(9):
             svg = figures.nth(i).locator(".chart svg")
             assert svg.locator(".role-mark path").count() >= len(ARMS) - 1
-            assert svg.locator(".role-title-text").inner_text()
+            assert svg.locator(".role-title-text").text_content()
             assert svg.locator(".role-axis-label text").count()
             box = svg.bounding_box()
             assert box["width"] > 400 and box["height"] > 80
@@ -182,7 +182,10 @@ def test_the_page_fits_a_phone(browser, sweep_page):
 def test_the_inside_of_a_run_is_shown(browser, run_page):
     ink = """() => {
         const canvas = document.querySelector('#chart-map canvas');
-        const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+        const copy = new OffscreenCanvas(canvas.width, canvas.height);
+        const context = copy.getContext('2d', { willReadFrequently: true });
+        context.drawImage(canvas, 0, 0);
+        const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
         return data.reduce((sum, value, i) => sum + (i % 4 === 3 && value > 0), 0);
     }"""
     with opened(browser, run_page) as page:
