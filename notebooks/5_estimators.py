@@ -35,7 +35,7 @@ from recjax.experiment import make_experiment
 
 pl.Config(tbl_hide_dataframe_shape=True, float_precision=3, fmt_str_lengths=80)
 workdir = tempfile.TemporaryDirectory()
-COUNTS = (16, 64, 256, 1024)
+COUNTS = (16, 128, 1024)
 
 # %% [markdown]
 # ## What is estimated
@@ -207,7 +207,7 @@ print("slopes:", ", ".join(f"{name} {slope:.2f}" for name, slope in slopes.items
 
 # %%
 alt.Chart(errors, title="Bias of the gradient").mark_line(point=True).encode(
-    x=alt.X("count:O", title="candidates", axis=alt.Axis(labelAngle=0)),
+    x=x,
     y=alt.Y("bias:Q", title="bias / length of the exact gradient"),
     color=color,
 ).properties(width=420, height=220)

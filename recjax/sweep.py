@@ -79,8 +79,8 @@ def main(argv: list[str]) -> None:
         if _DRY_RUN.value and _SEARCH.value:
             raise ConfigError("--dry_run: what --search runs depends on what it finds")
         if _DRY_RUN.value:
-            for trial in sweep.trials:
-                print(trial.command(_WORKDIR.value, _ACCELERATOR.value))
+            commands = [trial.command(_WORKDIR.value, _ACCELERATOR.value) for trial in sweep.trials]
+            print("\n".join(commands))
             return
         results = run_sweep(
             sweep,

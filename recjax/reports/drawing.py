@@ -23,7 +23,15 @@ PALETTES = {
 _INKS = {"light": ("#1d2127", "#596270", "#e4e7eb"), "dark": ("#e8eaed", "#a3abb6", "#2d3239")}
 GREY = "#858c96"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
-_SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+# Of Vega, and the like of each in text.
+SHAPES = {
+    "circle": "●",
+    "square": "■",
+    "triangle-up": "▲",
+    "diamond": "◆",
+    "cross": "✚",
+    "triangle-down": "▼",
+}
 _FORMATS = {"step": ",d", "parameters": ",.0f", "items": ",d", "queries or targets": ",d"}
 
 
@@ -67,6 +75,7 @@ def chart_config(theme: str) -> Spec:
             "fontSize": 13,
             "fontWeight": 600,
             "offset": 12,
+            "limit": {"expr": "width"},
         },
         "axis": {
             "labelColor": muted,
@@ -135,7 +144,8 @@ class Drawing:
 
     def shape(self) -> Any:
         """A shape an arm, as far as there are shapes."""
-        shapes = [_SHAPES[i % len(_SHAPES)] for i in range(len(self.arms))]
+        names = list(SHAPES)
+        shapes = [names[i % len(names)] for i in range(len(self.arms))]
         return self.alt.Shape("arm:N", scale=self._scale(shapes), title=None)
 
     def dash(self) -> Any:

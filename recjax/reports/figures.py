@@ -20,7 +20,7 @@ _COSTS = {
 _SLICES = {
     "history": ("by length of history", "known interactions of the user (and queries)"),
     "items": ("by popularity of the target", "class of the target (and targets)"),
-    "users": ("of users with and without training data", "users (and queries)"),
+    "users": ("of warm and cold users", "users with and without training data (and queries)"),
 }
 _MEANS = f"datum.seed == '{frames.MEAN}'"
 _BASELINES = f"datum.seed == '{frames.BASELINE}'"
@@ -206,7 +206,7 @@ class _Comparison(Drawing):
         ).properties(height=260)
         words = [
             self._words("Points are means over seeds, bars span the seeds. ")
-            + "Of a small slice, chance decides much."
+            + "Small slices are noisy."
         ]
         if group == "items":
             words.append(
@@ -323,7 +323,12 @@ class _Comparison(Drawing):
         x = alt.X(f"{field}:Q", title=axis, scale=alt.Scale(nice=False), axis=ticks)
         y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
         near = alt.selection_point(
-            name="near", nearest=True, on="pointerover", clear="pointerout", empty=False
+            name="near",
+            fields=["arm", "seed", field],
+            nearest=True,
+            on="pointerover",
+            clear="pointerout",
+            empty=False,
         )
         return alt.layer(
             base.transform_filter(_RUNS)
@@ -332,14 +337,10 @@ class _Comparison(Drawing):
             base.transform_filter(_MEANS)
             .mark_line(strokeWidth=2.2)
             .encode(x=x, y=y, color=color, strokeDash=self.dash()),
-            base.mark_circle(size=64)
-            .encode(
-                x=x,
-                y=y,
-                color=color,
-                opacity=alt.condition(near, alt.value(1), alt.value(0)),
-                tooltip=self.tips("seed", "step", "seconds", "value"),
-            )
+            # A list of fields would say "undefined" of text: Vega-Lite looks for it in the wrong
+            # place where the nearest point is meant, so all of a row is shown.
+            base.mark_circle(size=64, tooltip=alt.TooltipContent("data"))
+            .encode(x=x, y=y, color=color, opacity=alt.condition(near, alt.value(1), alt.value(0)))
             .add_params(near),
         ).properties(height=280)
 
@@ -358,6 +359,10 @@ class _Comparison(Drawing):
         """Names beside marks, where there is room: of marks close together, the highest one's."""
         across, up = (f"datum['{channel.to_dict()['field']}']" for channel in (x, y))
         of_log = x.to_dict()["scale"].get("type") == "log"
+        left, low = (
+            "0" if channel.to_dict()["scale"].get("zero") else f"datum.{name}"
+            for channel, name in ((x, "left"), (y, "low"))
+        )
         known = (
             base.transform_calculate(u=f"log({across})" if of_log else across, v=up)
             .transform_joinaggregate(left="min(u)", right="max(u)", low="min(v)", high="max(v)")
@@ -367,13 +372,13 @@ class _Comparison(Drawing):
                 sort=[self.alt.SortField("v", order="descending")],
             )
             .transform_filter(
-                "datum.v_above == null || datum.v_above - datum.v > 0.06 * (datum.high - datum.low)"
-                " || abs(datum.u_above - datum.u) > 0.45 * (datum.right - datum.left)"
+                f"datum.v_above == null || datum.v_above - datum.v > 0.06 * (datum.high - {low})"
+                f" || abs(datum.u_above - datum.u) > 0.45 * (datum.right - {left})"
             )
         )
         sides = {"<=": {"align": "left", "dx": 9}, ">": {"align": "right", "dx": -9}}
         return [
-            known.transform_filter(f"datum.u {sign} (datum.left + datum.right) / 2")
+            known.transform_filter(f"datum.u {sign} ({left} + datum.right) / 2")
             .mark_text(**look)
             .encode(x=x, y=y, text="arm:N", color=color)
             for sign, look in sides.items()

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from recjax.reports.drawing import PALETTES, Figure
+from recjax.reports.drawing import PALETTES, SHAPES, Figure
 from recjax.reports.layout import NONE, Cell, Table
 
 _STYLES = {"": "{}", "best": "<b>{}</b>", "near": "<i>{}</i>", "mark": "<mark>{}</mark>"}
@@ -99,17 +99,20 @@ def chip(index: int, name: str) -> str:
     """A checkbox in the colour of the arm of this index."""
     return (
         f'<label class="chip c{index}"><input type="checkbox" value="{escape(name)}" checked>'
-        f"<span>{escape(name)}</span></label>"
+        f'<span class="swatch c{index}"></span><span>{escape(name)}</span></label>'
     )
 
 
 def palette_css(count: int) -> str:
-    """The colours of so many arms, as classes c0, c1, ..."""
+    """Classes c0, c1, ... of so many arms: the colour, and the shape as a swatch shows it."""
     pairs = list(zip(PALETTES["light"], PALETTES["dark"], strict=True))
-    return "\n".join(
-        ".c{} {{ --c: light-dark({}, {}); }}".format(i, *pairs[i % len(pairs)])
-        for i in range(max(count, len(pairs)))
-    )
+    glyphs = list(SHAPES.values())
+    rules = []
+    for i in range(max(count, len(pairs))):
+        light, dark = pairs[i % len(pairs)]
+        rules.append(f".c{i} {{ --c: light-dark({light}, {dark}); }}")
+        rules.append(f'.swatch.c{i}::before {{ content: "{glyphs[i % len(glyphs)]}"; }}')
+    return "\n".join(rules)
 
 
 def facts(pairs: Mapping[str, str]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import rich.console
 
+from recjax.data.dataset import Dataset
 from recjax.errors import ConfigError
 from recjax.files import write_file
 from recjax.parallel import select_accelerator
@@ -41,6 +42,7 @@ def run_sweep(
     sweep: Sweep,
     workdir: str | os.PathLike[str],
     *,
+    dataset: Dataset | None = None,
     workers: int | None = None,
     launcher: str = "local",
     slurm: Mapping[str, str | None] | None = None,
@@ -60,6 +62,7 @@ def run_sweep(
     Args:
       sweep: as `load_sweep` returns it.
       workdir: where everything is left.
+      dataset: in place of the one that the config names; with `workers=0` only.
       workers: trials at a time; 0 runs them in this process, one after another. By default 1, and
         as many as there are with Slurm.
       launcher: `local`, processes on this machine, or `slurm`, jobs.
@@ -82,6 +85,8 @@ def run_sweep(
     path = pathlib.Path(workdir)
     if search not in ("", "optuna"):
         raise ConfigError(f"search={search!r}: the one there is is 'optuna'")
+    if dataset is not None and (workers != 0 or launcher != "local"):
+        raise ConfigError("a data set in memory reaches no other process: run_sweep(workers=0)")
     searching = Search(sweep, path, search_trials) if search else None
     stopping = threading.Event()
 
@@ -94,9 +99,8 @@ def run_sweep(
         count = min(len(sweep.trials), _MOST_JOBS) if workers is None else workers
         slots = slurm_slots(count, path, slurm or {}, accelerator, stopping)
     elif launcher == "local":
-        slots = _local_slots(
-            1 if workers is None else workers, path, accelerator, is_stopping, stopping
-        )
+        count = 1 if workers is None else workers
+        slots = _local_slots(count, path, accelerator, is_stopping, stopping, dataset)
     else:
         raise ConfigError(f"launcher={launcher!r}: 'local' or 'slurm'")
     _write_sweep(sweep, path, () if searching else sweep.trials)
@@ -214,6 +218,7 @@ def _local_slots(
     accelerator: str,
     is_stopping: Callable[[], bool],
     stopping: threading.Event,
+    dataset: Dataset | None,
 ) -> list[Slot]:
     if workers < 0:
         raise ConfigError(f"workers={workers}: 0 is this process, n so many processes")
@@ -221,7 +226,7 @@ def _local_slots(
         runners = subprocesses(workers, workdir, accelerator, stopping)
     else:
         select_accelerator(accelerator)
-        runners = [run_here(is_stopping)]
+        runners = [run_here(is_stopping, dataset)]
     return [functools.partial(attempt_trial, run=run, is_stopping=is_stopping) for run in runners]
 
 

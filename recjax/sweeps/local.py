@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 
+from recjax.data.dataset import Dataset
 from recjax.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from recjax.run import train_until
 from recjax.sweeps.attempts import Runner
@@ -72,14 +73,14 @@ class Subprocess:
         return process.wait()
 
 
-def run_here(is_stopping: Callable[[], bool]) -> Runner:
-    """Runs trials in this process, one after another."""
+def run_here(is_stopping: Callable[[], bool], dataset: Dataset | None = None) -> Runner:
+    """Runs trials in this process, one after another; `dataset` is in place of the config's."""
 
     def run(trial: Trial, folder: pathlib.Path, descriptor: int) -> int:
         del descriptor
         with open(folder / "log.txt", "a") as log, contextlib.redirect_stdout(log):
             try:
-                train_until(is_stopping, trial.config, folder)
+                train_until(is_stopping, trial.config, folder, dataset)
                 return 0
             except (ConfigError, DataError, CheckpointError) as error:
                 print(f"error: {error}")

@@ -109,7 +109,8 @@ def load_sweep(
     """The sweep that a Python file with `get_config(...)` and `sweep(add)` asks for.
 
     `sweep` calls `add(name, seeds=(0, 1, 2), **overrides)` once an arm; overrides are dotted keys
-    of the config: `add("64 draws", **{"loss.num_sampled": 64})`.
+    of the config: `add("64 draws", **{"loss.num_sampled": 64})`. Where the arms depend on the data,
+    it is `sweep(add, config)`, with the config that they change.
 
     Args:
       path: as `load_config` takes it: 'experiments/ablations/dim.py:movielens-1m'.
@@ -126,7 +127,7 @@ def load_sweep(
     chosen_seeds = None if seeds is None else _checked_seeds(seeds, "--seeds")
     with open_config(path) as (config, module):
         set_keys(config, overrides)
-        asked = _call_sweep(module, path)
+        asked = _call_sweep(module, path, config)
     flat = flatten_config(config)
     common = {key: flat[key] for key in overrides}
     arms = []
@@ -189,7 +190,9 @@ def _naming_arm(name: str) -> Iterator[None]:
         raise ConfigError(f"arm {name!r}: {error}") from error
 
 
-def _call_sweep(module: ModuleType, path: str) -> list[tuple[str, Any, dict[str, Any]]]:
+def _call_sweep(
+    module: ModuleType, path: str, config: Config
+) -> list[tuple[str, Any, dict[str, Any]]]:
     """The name, seeds and overrides of each arm that the file's `sweep` adds."""
     sweep = getattr(module, "sweep", None)
     if not callable(sweep):
@@ -201,8 +204,9 @@ def _call_sweep(module: ModuleType, path: str) -> list[tuple[str, Any, dict[str,
             raise ConfigError(f"{path}: add(name): the name of an arm is a text, not {name!r}")
         asked.append((name, seeds, overrides))
 
+    takes_config = len(inspect.signature(sweep).parameters) > 1
     try:
-        sweep(add)
+        sweep(add, copy.deepcopy(config)) if takes_config else sweep(add)
     except ConfigError:
         raise
     except ValueError as error:

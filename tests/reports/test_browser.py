@@ -212,3 +212,16 @@ def test_the_inside_of_a_run_is_shown(browser, run_page):
         second = page.locator("#items button").nth(1)
         second.click()
         assert page.locator("#near-title").inner_text() == second.inner_text()
+
+
+def test_hovering_over_a_curve_tells_the_run(browser, sweep_page):
+    with opened(browser, sweep_page) as page:
+        chart = page.locator("#chart-validation svg")
+        chart.scroll_into_view_if_needed()
+        box = chart.bounding_box()
+        page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"], steps=3)
+        told = page.locator("#vg-tooltip-element.visible tr").all_inner_texts()
+        said = dict(line.replace(":", "").split(maxsplit=1) for line in told)
+        assert list(said) == ["arm", "seed", "step", "seconds", "metric", "value"]
+        assert said["arm"] in ARMS and said["seed"] in ("0", "1", "2", "mean")
+        assert said["step"] in ("7", "14", "20") and 0 < float(said["value"]) < 1

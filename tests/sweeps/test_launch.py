@@ -13,6 +13,7 @@ from recjax.sweeps.claims import claim
 from recjax.sweeps.launch import run_sweep
 from recjax.sweeps.trials import load_sweep
 from tests.sweeps.files import fake_main, write_arms
+from tests.tiny import tiny_dataset
 
 
 @pytest.fixture
@@ -188,21 +189,23 @@ def test_gpus_are_shared_out(monkeypatch, worker, workers, visible, gpus, memory
 
 
 def test_in_this_process_errors_are_what_they_are_in_another(tmp_path, monkeypatch, launch):
-    def train(is_stopping, config, folder):
-        print(f"trains {config.model.dim}")
+    def train(is_stopping, config, folder, dataset):
+        print(f"trains {config.model.dim} on {dataset.name}")
         errors = {8: DivergenceError("too far"), 9: ConfigError("not so"), 10: KeyError("why")}
         if config.model.dim in errors:
             raise errors[config.model.dim]
         (folder / "cost.json").write_text("{}")
 
     monkeypatch.setattr(local, "train_until", train)
-    _, results = launch("a", "b", "c", "d", workers=0)
+    _, results = launch("a", "b", "c", "d", workers=0, dataset=tiny_dataset())
     assert [result.state for result in results] == ["failed", "failed", "failed", "finished"]
     records = [json.loads((r.workdir / "failure.json").read_text()) for r in results[:3]]
     assert [(r["attempts"], r["status"]) for r in records] == [(1, 3), (1, 2), (2, 1)]
     assert "error: too far" in results[0].error
     assert "KeyError: 'why'" in results[2].error
-    assert (results[3].workdir / "log.txt").read_text() == "trains 11\n"
+    assert (results[3].workdir / "log.txt").read_text() == "trains 11 on synthetic\n"
+    with pytest.raises(ConfigError, match="reaches no other process"):
+        launch("a", dataset=tiny_dataset())
 
 
 def test_a_workdir_of_another_sweep_is_refused(launch, tmp_path):

@@ -131,3 +131,11 @@ def test_the_users_seed_key_and_a_file_without_arms_are_refused(tmp_path):
     (tmp_path / "none.py").write_text(HEAD)
     with pytest.raises(ConfigError, match=r"none.py has no function sweep\(add\)"):
         load_sweep(str(tmp_path / "none.py"))
+
+
+def test_arms_may_depend_on_the_config_that_they_change(tmp_path):
+    body = 'add("twice", **{"model.dim": 2 * config.model.dim})\nconfig.model.dim = 1'
+    path = Path(write_sweep(tmp_path, body))
+    path.write_text(path.read_text().replace("def sweep(add)", "def sweep(add, config)"))
+    (arm,) = load_sweep(str(path), **{"model.temperature": 2.0}).arms
+    assert (arm.config.model.dim, arm.config.model.temperature) == (128, 2.0)
