@@ -205,4 +205,4 @@ assert again.recommend(["m1"]).equals(run.recommend(["m1"]))
 sorted(path.name for path in again.workdir.iterdir())
 
 # %% [markdown]
-# Next: [how the three models differ](2_three_models.ipynb).
+# Next: [how the three models differ](2_textbook.ipynb).

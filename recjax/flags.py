@@ -74,6 +74,18 @@ def override_words(overrides: Mapping[str, Any], name: str = "config") -> list[s
     return [f"--{name}.{key}={_text(value)}" for key, value in overrides.items()]
 
 
+def parse_seeds(text: str) -> list[int]:
+    """The seeds that `--seeds=0,1,2` names.
+
+    Raises:
+      ConfigError: it is no list of whole numbers.
+    """
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"--seeds={text}: expected whole numbers, such as 0,1,2") from error
+
+
 def _text(value: Any) -> str:
     if isinstance(value, str):
         return value

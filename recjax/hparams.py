@@ -71,15 +71,6 @@ def write_session(
     write_file(folder / FILE, b"".join(map(_record, events)))
 
 
-def flat_settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of a nested config by their dotted names."""
-    flat = {}
-    for name, value in config.items():
-        nested = isinstance(value, Mapping)
-        flat |= flat_settings(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return flat
-
-
 def best_results(
     metrics: pathlib.Path, scalars: Mapping[str, float], metric: str, step: int
 ) -> dict[str, float]:

@@ -1,16 +1,15 @@
 """The main job, trained, tested and resumed: `python -m recjax.main --config=configs/mf.py`."""
 
-import signal
 import sys
-import threading
 
 from absl import app, flags, logging
 
 from recjax.errors import CheckpointError, ConfigError, DataError, DivergenceError
-from recjax.flags import define_config_flag, parse_flags
+from recjax.flags import define_config_flag, parse_flags, parse_seeds
 from recjax.parallel import select_accelerator
 from recjax.run import train_until
 from recjax.seeds import MODES, train_seeds_until
+from recjax.signals import stop_on_signals
 
 _CONFIG = define_config_flag()
 _WORKDIR = flags.DEFINE_string(
@@ -19,8 +18,8 @@ _WORKDIR = flags.DEFINE_string(
 _ACCELERATOR = flags.DEFINE_enum(
     "accelerator", "auto", ["auto", "cpu", "gpu", "tpu"], "The platform to run on."
 )
-_SEEDS = flags.DEFINE_list(
-    "seeds", [], "Trains under each of these in place of config.seed: 0,1,2 in WORKDIR/seed0, ..."
+_SEEDS = flags.DEFINE_string(
+    "seeds", "", "Trains under each of these in place of config.seed: 0,1,2 in WORKDIR/seed0, ..."
 )
 _SEEDS_MODE = flags.DEFINE_enum(
     "seeds_mode",
@@ -33,22 +32,14 @@ _SEEDS_MODE = flags.DEFINE_enum(
 def main(argv: list[str]) -> None:
     """Flags in, one function call out."""
     logging.set_verbosity(logging.WARNING)
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: object) -> None:
-        del frame
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the program at once
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+    stop = stop_on_signals()
     try:
         if len(argv) > 1:
             raise ConfigError(f"what is {argv[1]!r}? options start with --")
         select_accelerator(_ACCELERATOR.value)
         config, workdir = _CONFIG.value, _WORKDIR.value
         if _SEEDS.value:
-            seeds, mode = _numbers(_SEEDS.value), _SEEDS_MODE.value
+            seeds, mode = parse_seeds(_SEEDS.value), _SEEDS_MODE.value
             train_seeds_until(stop.is_set, config, seeds, workdir, mode=mode)
         else:
             train_until(stop.is_set, config, workdir)
@@ -58,13 +49,6 @@ def main(argv: list[str]) -> None:
     except DivergenceError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(3) from error
-
-
-def _numbers(words: list[str]) -> list[int]:
-    try:
-        return [int(word) for word in words]
-    except ValueError as error:
-        raise ConfigError(f"--seeds={','.join(words)}: whole numbers such as 0,1,2") from error
 
 
 if __name__ == "__main__":

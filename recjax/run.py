@@ -20,9 +20,10 @@ from recjax.data.queries import EvalQueries, serving_queries
 from recjax.errors import CheckpointError, ConfigError, DataError
 from recjax.evaluate import Evaluation
 from recjax.experiment import Experiment, load_data, make_experiment
+from recjax.loop import restore_best, variables_of
 from recjax.measure import evaluate_model, model_ranker, protocol_of
 from recjax.summary import describe, report
-from recjax.train import check_workdir, restore_best, train_experiment, variables_of
+from recjax.train import check_workdir, train_experiment
 from recjax.writer import Sink
 
 PyTree = Any

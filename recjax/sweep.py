@@ -1,15 +1,14 @@
 """Many runs of one config file: `python -m recjax.sweep --sweep=FILE --workdir=DIR`."""
 
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 
 from absl import app, flags, logging
 
 from recjax.config import Word
 from recjax.errors import CheckpointError, ConfigError, DataError
-from recjax.flags import split_overrides
+from recjax.flags import parse_seeds, split_overrides
+from recjax.signals import stop_on_signals
 from recjax.sweeps.launch import run_sweep
 from recjax.sweeps.trials import load_sweep
 
@@ -56,15 +55,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     """Flags in, one function call out."""
     logging.set_verbosity(logging.WARNING)
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: object) -> None:
-        del frame
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the program at once
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+    stop = stop_on_signals()
     try:
         if len(argv) > 1:
             raise ConfigError(f"what is {argv[1]!r}? options start with --")
@@ -72,7 +63,7 @@ def main(argv: list[str]) -> None:
             raise ConfigError("which sweep? --sweep=experiments/ablations/candidates.py")
         if not _WORKDIR.value:
             raise ConfigError("where to? --workdir=DIR; the same one goes on where it stopped")
-        seeds = _parse_seeds(_SEEDS.value) if _SEEDS.value else None
+        seeds = parse_seeds(_SEEDS.value) if _SEEDS.value else None
         sweep = load_sweep(_SWEEP.value, seeds=seeds, smoke=_SMOKE.value, **_overrides)
         if _slurm and _LAUNCHER.value != "slurm":
             raise ConfigError(f"--slurm.{next(iter(_slurm))} is an option of --launcher=slurm")
@@ -98,13 +89,6 @@ def main(argv: list[str]) -> None:
         raise SystemExit(2) from error
     if any(result.state == "failed" for result in results):
         raise SystemExit(1)
-
-
-def _parse_seeds(text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"--seeds={text}: expected whole numbers, such as 0,1,2") from error
 
 
 if __name__ == "__main__":

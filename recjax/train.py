@@ -7,12 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from recjax.checkpoint import Checkpointer
-from recjax.config import Config, check_resume, config_from_json, config_to_json
+from recjax.config import (
+    Config,
+    check_resume,
+    config_from_json,
+    config_to_json,
+    flatten_config,
+)
 from recjax.cost import COST, write_cost
 from recjax.errors import CheckpointError
 from recjax.experiment import Experiment
 from recjax.files import write_file
-from recjax.hparams import best_results, flat_settings, write_session
+from recjax.hparams import best_results, write_session
 from recjax.loop import Loop, restore_best, variables_of
 from recjax.measure import protocol_of, write_test_results
 from recjax.projector import write_projector
@@ -77,7 +83,7 @@ def _write_dashboards(
     """What TensorBoard shows of a finished run beside its scalars."""
     config, folder = experiment.config, workdir / "tensorboard"
     best = best_results(workdir / "metrics.jsonl", scalars, config.eval.metric, step)
-    write_session(folder, flat_settings(config.to_dict()), best, step=step)
+    write_session(folder, flatten_config(config), best, step=step)
     write_projector(experiment, variables, folder)
 
 

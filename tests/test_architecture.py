@@ -39,6 +39,7 @@ LAYERS = (
         "recjax.metrics",
         "recjax.parallel",
         "recjax.progress",
+        "recjax.signals",
         "recjax.slices",
         "recjax.source",
         "recjax.writer",

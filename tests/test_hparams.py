@@ -7,7 +7,8 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 from tensorboardX.record_writer import RecordWriter
 
-from recjax.hparams import best_results, flat_settings, write_session
+from recjax.config import flatten_config
+from recjax.hparams import best_results, write_session
 from tests.runs import never_stopped, small_config
 
 
@@ -32,7 +33,7 @@ def test_a_finished_run_is_a_session_of_its_config_and_best_results():
     run = never_stopped("mf")
     values = values_of(run.workdir / "tensorboard" / "events.out.tfevents.hparams")
     found = session_of(values, "session_start_info").hparams
-    assert set(found) == set(flat_settings(small_config("mf").to_dict()))
+    assert set(found) == set(flatten_config(small_config("mf")))
     assert found["model.dim"].number_value == 8
     assert found["optim.name"].string_value == "adam"
     assert found["eval.ks"].string_value == "(5, 10)"

@@ -193,5 +193,5 @@ def test_the_command_takes_seeds_and_goes_on_after_a_signal(tmp_path):
         assert f"seed {seed}: test/recall@10 0." in out
     assert re.search(r"recall@10 of 2 seeds: mean 0\.\d{4}, standard deviation", out)
     process = start_main(*words, "--seeds=0,x")
-    assert process.communicate(timeout=120)[1].startswith("error: --seeds=0,x: whole numbers")
+    assert process.communicate(timeout=120)[1].startswith("error: --seeds=0,x: expected whole")
     assert process.returncode == 2

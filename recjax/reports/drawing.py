@@ -66,6 +66,7 @@ def chart_config(theme: str) -> Spec:
     return {
         "background": "transparent",
         "font": _FONT,
+        "padding": {"left": 4, "top": 4, "right": 14, "bottom": 4},
         "view": {"stroke": None},
         "range": {"category": list(PALETTES[theme])},
         "title": {

@@ -125,7 +125,7 @@ class _Comparison(Drawing):
                     for which, look in dots.items()
                 ),
             ).properties(height=self.height_of_arms)
-            title = f"{metric} on test, difference to {comparison.baseline}"
+            title = f"{metric}, difference to {comparison.baseline}"
             figures.append(
                 Figure(
                     f"difference-{metric.replace('@', '-')}",
@@ -376,10 +376,10 @@ class _Comparison(Drawing):
                 f" || abs(datum.u_above - datum.u) > 0.45 * (datum.right - {left})"
             )
         )
-        sides = {"<=": {"align": "left", "dx": 9}, ">": {"align": "right", "dx": -9}}
+        sides = {"<=": {"align": "left", "dx": 8}, ">": {"align": "right", "dx": -8}}
         return [
             known.transform_filter(f"datum.u {sign} ({left} + datum.right) / 2")
-            .mark_text(**look)
+            .mark_text(dy=-6, **look)
             .encode(x=x, y=y, text="arm:N", color=color)
             for sign, look in sides.items()
         ]

@@ -67,11 +67,10 @@ def attempt_trial(
     def result(state: str, error: str = "") -> TrialResult:
         return TrialResult(trial.name, state, folder, error)
 
-    if is_finished(folder):
-        return result("finished")
     with claim(folder) as descriptor:
         if descriptor is None:
             return result("elsewhere")
+        write_trial(trial, folder)
         if is_finished(folder):
             return result("finished")
         failure = read_failure(folder)
@@ -79,7 +78,6 @@ def attempt_trial(
             return result("failed", json.loads(failure)["error"])
         on_start()
         (folder / "failure.json").unlink(missing_ok=True)
-        write_file(folder / "trial.json", _record(trial))
         status = attempts = 0
         error = ""
         while attempts < ATTEMPTS and status not in _DETERMINISTIC:
@@ -104,14 +102,21 @@ def read_failure(folder: pathlib.Path) -> str | None:
         return None
 
 
-def _record(trial: Trial) -> str:
+def write_trial(trial: Trial, folder: pathlib.Path) -> None:
+    """Writes trial.json; anew where an arm of another name, or another search, has the same config.
+
+    Raises:
+      CheckpointError: it cannot be written.
+    """
     record: dict[str, Any] = {
         "arm": trial.arm,
         "seed": trial.seed,
         "overrides": dict(trial.overrides),
         "search_trials": trial.search_trials,
     }
-    return json.dumps(record, indent=2) + "\n"
+    file, text = folder / "trial.json", json.dumps(record, indent=2) + "\n"
+    if not file.exists() or file.read_text() != text:
+        write_file(file, text)
 
 
 def _error_of(log: pathlib.Path, began: int, status: int) -> str:

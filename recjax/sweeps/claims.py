@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from recjax.errors import CheckpointError
+
 
 @contextmanager
 def claim(folder: pathlib.Path, *, wait: bool = False) -> Iterator[int | None]:
@@ -18,9 +20,15 @@ def claim(folder: pathlib.Path, *, wait: bool = False) -> Iterator[int | None]:
     Args:
       folder: what is claimed.
       wait: until nobody else holds it.
+
+    Raises:
+      CheckpointError: the folder cannot be made or written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / "claim", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / "claim", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {error.strerror}") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -79,7 +79,8 @@ def run_sweep(
       A result for each trial, in the sweep's order.
 
     Raises:
-      ConfigError: the workdir holds another sweep, a wrong option, or an extra that is missing.
+      ConfigError: the workdir holds another sweep or, given a dataset, other data; a wrong option;
+        an extra that is missing.
       CheckpointError: the workdir cannot be written.
     """
     path = pathlib.Path(workdir)
@@ -87,6 +88,8 @@ def run_sweep(
         raise ConfigError(f"search={search!r}: the one there is is 'optuna'")
     if dataset is not None and (workers != 0 or launcher != "local"):
         raise ConfigError("a data set in memory reaches no other process: run_sweep(workers=0)")
+    if dataset is not None:
+        _check_data(dataset, path)
     searching = Search(sweep, path, search_trials) if search else None
     stopping = threading.Event()
 
@@ -253,12 +256,32 @@ def _write_sweep(sweep: Sweep, workdir: pathlib.Path, trials: Iterable[Trial]) -
     with claim(workdir, wait=True):
         if file.exists():
             known = json.loads(file.read_text())["sweep"]
-            if pathlib.Path(known).name != pathlib.Path(sweep.path).name:
+            if _file_and_argument(known) != _file_and_argument(sweep.path):
                 raise ConfigError(
                     f"{workdir} holds the sweep {known}, not {sweep.path}: give this one another "
                     "--workdir"
                 )
         write_file(file, json.dumps(record, indent=2) + "\n")
+
+
+def _file_and_argument(path: str) -> tuple[str, str]:
+    """The name of a sweep's file, wherever it lies, and the argument of its `get_config`."""
+    file, _, argument = path.partition(".py:")
+    return pathlib.Path(file).name, argument
+
+
+def _check_data(dataset: Dataset, workdir: pathlib.Path) -> None:
+    """Checks that the trials in the workdir, finished ones too, are of this data."""
+    for file in sorted(
+        (*workdir.glob("*/protocol.json"), *workdir.glob("search/*/*/protocol.json"))
+    ):
+        known = json.loads(file.read_text())
+        if known["dataset_hash"] != dataset.hash:
+            raise ConfigError(
+                f"{file.parent} was trained on other data ({known['dataset']!r}, hash "
+                f"{known['dataset_hash']}) than this ({dataset.name!r}, hash {dataset.hash}): give "
+                "this sweep another workdir"
+            )
 
 
 def _summary(results: Sequence[TrialResult], workdir: pathlib.Path) -> str:

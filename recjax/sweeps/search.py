@@ -236,6 +236,8 @@ def load_ranges(sweep: Sweep) -> tuple[Range, ...]:
 
 def _checked(found: Range, path: str) -> Range:
     where = f"{path}: suggest({found.key!r})"
+    if found.key == "seed":
+        raise ConfigError(f"{where}: every trial of a search has seed {SEED}; search another key")
     numbers = [type(end) in (int, float) for end in (found.low, found.high)]
     if bool(found.choices) == any(numbers) or any(numbers) and not all(numbers):
         raise ConfigError(f"{where} needs the numbers low= and high=, or else choices=")

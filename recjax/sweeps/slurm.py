@@ -13,7 +13,7 @@ from typing import Any
 from recjax.errors import ConfigError
 from recjax.extras import require
 from recjax.run import is_finished
-from recjax.sweeps.attempts import TrialResult, attempt_trial
+from recjax.sweeps.attempts import TrialResult, attempt_trial, write_trial
 from recjax.sweeps.claims import claim
 from recjax.sweeps.local import Subprocess, subprocesses
 from recjax.sweeps.trials import Trial
@@ -105,11 +105,12 @@ class SlurmSlot:
     ) -> TrialResult:
         """Returns when the job has ended, or at once where another process runs the trial."""
         folder = workdir / trial.name
-        if is_finished(folder):
-            return TrialResult(trial.name, "finished", folder)
         with claim(folder) as descriptor:
             if descriptor is None:
                 return TrialResult(trial.name, "elsewhere", folder)
+            write_trial(trial, folder)
+            if is_finished(folder):
+                return TrialResult(trial.name, "finished", folder)
         log = folder / "log.txt"
         before, started, cancelled = _size(log), False, False
         with self._lock:

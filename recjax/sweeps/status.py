@@ -145,9 +145,8 @@ class Status:
         return self.table(max(self._console.height - 6, 3))
 
     def _cells(self, trial: Trial, state: str) -> list[str]:
-        now = time.monotonic()
-        took = now - self._began[trial.name] if trial.name in self._began else None
-        took = self._took.get(trial.name) if took is None else took
+        began = self._began.get(trial.name)  # another thread may take it out
+        took = self._took.get(trial.name) if began is None else time.monotonic() - began
         found = TrialProgress()
         if state != "waiting":
             found = read_progress(self._workdir / trial.name, trial.config.eval.metric)

@@ -1,5 +1,6 @@
 """Trials run once each, tried again when they crash, stopped, and left to whoever claims them."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -7,7 +8,7 @@ import threading
 
 import pytest
 
-from recjax.errors import ConfigError, DivergenceError
+from recjax.errors import CheckpointError, ConfigError, DivergenceError
 from recjax.sweeps import local
 from recjax.sweeps.claims import claim
 from recjax.sweeps.launch import run_sweep
@@ -54,6 +55,13 @@ def test_every_trial_is_run_once_and_finished_ones_are_skipped(launch, tmp_path)
     assert (record["title"], record["about"]) == ("What does it do?", "And why.")
     assert (record["arms"], record["seeds"]) == (["a", "b"], {"a": [0, 1, 2], "b": [0, 1, 2]})
     assert record["trials"] == [result.name for result in again]
+
+
+def test_a_finished_trial_takes_the_name_that_its_arm_has_now(launch):
+    launch("B = 4")
+    _, (result,) = launch("b=4")  # the same folder and the same config
+    assert marks_of(result) == ["began", "ended"]
+    assert json.loads((result.workdir / "trial.json").read_text())["arm"] == "b=4"
 
 
 def test_a_crash_is_tried_again_and_what_fails_is_recorded_while_others_go_on(launch):
@@ -216,6 +224,28 @@ def test_a_workdir_of_another_sweep_is_refused(launch, tmp_path):
         run_sweep(load_sweep(str(other)), tmp_path / "w", quiet=True)
     with pytest.raises(ConfigError, match="workers=-1"):
         run_sweep(load_sweep(str(other)), tmp_path / "w2", workers=-1)
+    sweep = load_sweep(str(other))
+    run_sweep(dataclasses.replace(sweep, path="a.py:x/data"), tmp_path / "w3", quiet=True)
+    with pytest.raises(ConfigError, match="holds the sweep a.py:x/data"):
+        run_sweep(dataclasses.replace(sweep, path="b.py:x/data"), tmp_path / "w3", quiet=True)
+
+
+def test_a_workdir_of_other_data_is_refused_though_its_trials_are_finished(launch, tmp_path):
+    dataset = tiny_dataset()
+    folder = tmp_path / "w" / "a-seed0-0"
+    folder.mkdir(parents=True)
+    protocol = {"dataset": "mine", "dataset_hash": dataset.hash}
+    (folder / "protocol.json").write_text(json.dumps(protocol))
+    launch("a", workers=0, dataset=dataset, should_stop=lambda: True)
+    (folder / "protocol.json").write_text(json.dumps(protocol | {"dataset_hash": "0"}))
+    with pytest.raises(ConfigError, match="a-seed0-0 was trained on other data .'mine', hash 0"):
+        launch("a", workers=0, dataset=dataset)
+
+
+def test_a_workdir_that_cannot_be_made_is_one_message(launch, tmp_path):
+    (tmp_path / "w").touch()
+    with pytest.raises(CheckpointError, match="w cannot be written: File exists"):
+        launch("a")
 
 
 def test_without_a_terminal_each_change_is_a_line_and_a_table_comes_last(launch, tmp_path, capsys):

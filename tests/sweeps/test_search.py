@@ -82,6 +82,7 @@ def test_a_diverging_trial_counts_as_0_and_is_not_run_again(tmp_path, monkeypatc
     ("body", "message"),
     [
         ("pass", "suggests nothing"),
+        ("suggest('seed', low=1, high=9)", "every trial of a search has seed 0"),
         ("suggest('optim.rate', low=1.0, high=2.0)", "arm 'a': unknown config key 'optim.rate'"),
         ("suggest('model.dim', choices=(8, 16))", "model.dim is searched, but arm 'a' sets it"),
         ("suggest('optim.b1', low=0.1, high=0.9)", "optim.b1 is searched, but --config"),

@@ -29,7 +29,6 @@ import numpy as np
 import polars as pl
 
 import recjax
-from recjax.reports.compare import compare
 from recjax.reports.statistics import holm, mean_interval, paired_t
 
 pl.Config(tbl_hide_dataframe_shape=True, float_precision=4, fmt_str_lengths=80)
@@ -228,7 +227,7 @@ ends = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title), x2="h
 # users have shown a difference as large, were there none?
 
 # %%
-comparison = compare(results, baseline="16 dimensions")
+comparison = recjax.compare(results, baseline="16 dimensions")
 table = comparison.frame()
 table.select("arm", "difference", "low", "high", "p", "p_holm", "different")
 

@@ -207,7 +207,7 @@ alt.layer(points, ends).properties(width=190, height=150).facet(
 # Each claim is a difference of recall@10 over the same queries, with its 95 % interval (the
 # bootstrap draws queries with replacement, both models' results of a query together). All
 # figures are of one training run each: what another seed would change is
-# [the next notebook's](3_reading_a_sweep.ipynb) subject.
+# [the next notebook's](3_sweep.ipynb) subject.
 
 
 # %%
@@ -311,4 +311,4 @@ ends = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", title=title, axis=t
 # | cost before serving | none | none | the item tower over all items |
 #
 # All three serve by the same search for the largest inner products among $N$ vectors. Next: [how to
-# tell a difference from noise](3_reading_a_sweep.ipynb).
+# tell a difference from noise](3_sweep.ipynb).
