@@ -55,8 +55,8 @@ books = pl.DataFrame(rows, schema=["genre", "title"], orient="row").with_columns
 books.head(3)
 
 # %% [markdown]
-# **Members** have an age and a district. Which genre they like depends on their age, more or less.
-# The last forty have just joined.
+# **Members** have an age (a float: whole numbers of few values count as categories) and a district.
+# Which genre they like depends on their age, more or less. The last forty have just joined.
 
 # %%
 age = rng.integers(12, 88, MEMBERS + NEW)

@@ -99,8 +99,8 @@ world.users.size, world.items.size, world.interactions.size
 # %% [markdown]
 # ## Three configs of one program
 #
-# What the three share, and in what each differs. Matrix factorisation does best here with more
-# dimensions and a lower learning rate.
+# What the three share, and in what each differs. Matrix factorisation has the settings that were
+# best for it when `tests/test_textbook.py` was written: more dimensions, a lower learning rate.
 
 # %%
 COMMON = {
@@ -259,9 +259,9 @@ claim("two-tower over chance, new items", found["two-tower"], found["chance"], n
 assert claims["two-tower over chance, new items"][1] > 0.1
 
 # %% [markdown]
-# That is not free: where all items are known, a tower over categories cannot tell two items of the
-# same categories apart, while each row of a matrix is its own. (`model.item.features = ("all",
-# "item_id")`, the config's default, lets the tower read both.)
+# That is not free: a tower over categories and length knows nothing of an item beyond them, while
+# each row of a matrix is its own. (`model.item.features = ("all", "item_id")`, the config's
+# default, lets the tower read the id as well.)
 
 # %%
 claim("two-tower over softmax DNN, known users", found["two-tower"], found["softmax DNN"], known)

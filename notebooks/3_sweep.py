@@ -247,7 +247,7 @@ print(f"The same again: {what}; {again.low:+.3f} to {again.high:+.3f}.")
 # Each test at 5 % gives a false alarm once in twenty. With $m$ arms that are all like the
 # baseline, one of them at least is called different with a probability of $1 - 0.95^m$, if the
 # tests are independent. Holm's adjustment multiplies the smallest $p$ by $m$, the next by $m - 1$
-# and so on, and keeps the probability of any false alarm at 5 %, whatever $m$ is.
+# and so on, and keeps the probability of any false alarm at 5 % or less, whatever $m$ is.
 
 # %%
 rows = []

@@ -202,8 +202,8 @@ assert all(-0.6 < slope < -0.35 for slope in slopes.values())
 print("slopes:", ", ".join(f"{name} {slope:.2f}" for name, slope in slopes.items()))
 
 # %% [markdown]
-# The two parts of the error tell why: without logQ there is a bias that more candidates do not
-# take away.
+# The two parts of the error tell why: with logQ the bias goes as candidates come; without it there
+# is one that they do not take away.
 
 # %%
 alt.Chart(errors, title="Bias of the gradient").mark_line(point=True).encode(
@@ -225,8 +225,8 @@ last.select("estimator", "bias", "noise", "variance")
 # %% [markdown]
 # ## What is learned without logQ
 #
-# The loss without logQ is exactly right for something else. Its candidates stand for
-# $\sum_j r_j e^{s_j}$, so it is minimal where
+# The loss without logQ is right for something else. Many candidates stand for
+# $C \sum_j r_j e^{s_j}$ in place of $Z$, so it is minimal where
 #
 # $$ s(q, i) = \log p(i \mid q) - \log r_i + \text{const}(q). $$
 #

@@ -43,8 +43,8 @@ def write_projector(experiment: Experiment, variables: PyTree, folder: pathlib.P
 
 def item_columns(
     dataset: Dataset, rows: np.ndarray, popularity_N: np.ndarray
-) -> Mapping[str, list[str]]:
-    """What the projector says of items and colours them by, a text an item in each column.
+) -> Mapping[str, list[Any]]:
+    """What the projector says of items and colours them by, a value an item in each column.
 
     Titles, where there are any, ids, categories and popularity; of a bag also its first value
     alone, since the projector colours by no more than 50 values.

@@ -170,7 +170,7 @@ def train(
       workdir: where everything is left; a new folder in the system's temporary one where empty.
       dataset: in place of the one that `config.data` names.
       quiet: print nothing.
-      sinks: that get every metric and timing too (`recjax.writer.Sink`), and are closed at the end.
+      sinks: that get every metric and timing too (`recjax.writer.Sink`); closed when training ends.
 
     Raises:
       ConfigError: a key outside its legal values, or keys that do not go together.

@@ -30,7 +30,7 @@ def budgets(results: Results) -> dict[str, dict[str, float]]:
 
 
 def budget_notes(results: Results) -> Iterable[str]:
-    """A sentence for each part of the budget that not all arms were given alike."""
+    """A sentence for each part of the budget that not all arms were given alike, and on devices."""
     for name, words in _GIVEN.items():
         arms_of: dict[str, list[str]] = {}
         means: dict[str, float] = {}
@@ -42,6 +42,9 @@ def budget_notes(results: Results) -> Iterable[str]:
             means[text] = float(np.mean(values))
         if len(arms_of) > 1:
             yield f"Unequal budgets, {words}: {_listed(arms_of, means)}."
+    devices = dict.fromkeys(str(run.cost.get("devices", "unknown")) for run in results.runs)
+    if len(devices) > 1:
+        yield f"Times do not compare, as runs had different devices: {', '.join(devices)}."
 
 
 def _values(arm: Arm, name: str) -> list[float]:

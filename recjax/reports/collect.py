@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from recjax.config import Config, config_differences, config_from_json
@@ -154,6 +155,16 @@ class Results:
             name for name in runs[0].metrics if all(name in run.metrics for run in runs[1:])
         )
 
+    def baseline_means(self, metric: str) -> dict[str, float]:
+        """A metric of each baseline, mean over the runs; one that an arm is named like says so."""
+        arms = {arm.name for arm in self.arms}
+        return {
+            f"{name} (baseline)" if name in arms else name: float(
+                np.mean([run.baselines.get(name, {}).get(metric, np.nan) for run in self.runs])
+            )
+            for name in self.runs[0].baselines
+        }
+
     @property
     def metric(self) -> str:
         """The metric that chose the checkpoints, such as `recall@10`."""
@@ -213,7 +224,14 @@ def load_results(
     plans = {owner: plan_of(owner) for owner in owners}
     seeds_of = _group(results, plans)
     arms = _name_arms(seeds_of)
-    planned = [(owner, name) for owner in plans for name in plans[owner].get("arms", ())]
+    # A sweep of which single trials are asked for has not lost its other arms.
+    within = {parent for path in paths for parent in path.absolute().parents}
+    planned = [
+        (owner, name)
+        for owner, plan in plans.items()
+        if owner not in within
+        for name in plan.get("arms", ())
+    ]
     ks = [k for k in results[0].protocol["ks"] if all(k in run.protocol["ks"] for run in results)]
     titles, abouts = (
         list(dict.fromkeys(plan[key] for plan in plans.values() if plan.get(key)))

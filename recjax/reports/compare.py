@@ -15,6 +15,9 @@ from recjax.reports.statistics import bootstrap_tests, effect_of, holm, paired_t
 # An adjusted p value below it is called a difference.
 LEVEL = 0.05
 
+# Resamples: the least, and for each comparison, lest Holm raise what none contradicts above LEVEL.
+_SAMPLES, _SAMPLES_EACH = 2000, 400
+
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
@@ -114,7 +117,7 @@ def compare(
     baseline: str = "",
     metric: str | Sequence[str] = "",
     *,
-    samples: int = 2000,
+    samples: int = 0,
     seed: int = 0,
 ) -> Comparison:
     """Tests whether arms differ from a baseline: paired t and paired bootstrap, Holm-adjusted.
@@ -124,11 +127,12 @@ def compare(
       baseline: name of an arm; the first where empty.
       metric: one or several, such as `ndcg@10`; the one that chose the checkpoints where empty.
         All differences of one call count as one family for Holm's adjustment.
-      samples: of the bootstrap.
+      samples: of the bootstrap; 0 for 2000, or 400 for each difference where that is more.
       seed: of the bootstrap.
 
     Raises:
-      ReportError: an unknown arm or metric, or runs whose test queries are not the same users'.
+      ReportError: an unknown arm or metric, runs whose test queries are not the same users', or
+        arms to be tested over fewer than two queries.
     """
     metrics = check_metrics(results, metric)
     against = results.arm(baseline) if baseline else results.arms[0]
@@ -136,17 +140,21 @@ def compare(
     tested = [name for name in metrics if name in results.runs[0].per_query.columns]
     others = [arm for arm in results.arms if arm is not against]
     pairs = [(arm, name) for arm in others for name in tested]
+    queries = len(results.runs[0].per_query)
     differences: tuple[Difference, ...] = ()
     if pairs:
+        if queries < 2:
+            raise ReportError(f"arms cannot be tested over {queries} test query: two are needed")
         sides = [
             (values[arm.name][tested.index(name)], values[against.name][tested.index(name)])
             for arm, name in pairs
         ]
+        samples = samples or max(_SAMPLES, _SAMPLES_EACH * len(pairs))
         differences = _differences(against, pairs, sides, samples, seed)
     return Comparison(
         baseline=against.name,
         metrics=metrics,
-        queries=len(results.runs[0].per_query),
+        queries=queries,
         differences=differences,
         leaders={
             name: _leaders({arm: found[i] for arm, found in values.items()})

@@ -1,5 +1,7 @@
 """The figures of a comparison: what each shows, and how it is read."""
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
@@ -9,6 +11,8 @@ from recjax.reports.collect import Results
 from recjax.reports.compare import Comparison
 from recjax.reports.drawing import GREY, Drawing, Figure, Spec
 
+# Of these more is not better, so nothing is on a Pareto front for having more.
+_NOT_BETTER = ("gini", "popularity_lift")
 _POINTS_OF_LOSS, _POINTS_OF_METRIC = 120, 50
 # Of cost.json: what its axis says, and in which order it gets worse.
 _COSTS = {
@@ -33,7 +37,7 @@ def make_figures(results: Results, comparison: Comparison) -> dict[str, tuple[Fi
     Raises:
       ConfigError: the extra `report` is not installed.
     """
-    drawing = _Comparison(results)
+    drawing = _Comparison(results, comparison.metrics)
     several = len(results.runs) > 1
     sections = {
         "comparison": [drawing.values(), *drawing.differences(comparison)] if several else [],
@@ -51,10 +55,10 @@ def make_figures(results: Results, comparison: Comparison) -> dict[str, tuple[Fi
 class _Comparison(Drawing):
     """Draws one set of results."""
 
-    def __init__(self, results: Results):
+    def __init__(self, results: Results, asked: Sequence[str]):
         super().__init__([arm.name for arm in results.arms])
         self.results = results
-        self.metrics = frames.shown_metrics(results)
+        self.metrics = frames.shown_metrics(results, asked)
         self.seeds = any(len(arm.results) > 1 for arm in results.arms)
 
     def values(self) -> Figure:
@@ -134,7 +138,7 @@ class _Comparison(Drawing):
                     "95 % intervals. Filled: different after Holm's correction (p < 0.05). Hollow: "
                     "not shown to be different.",
                     pl.DataFrame(rows),
-                    {"": self.spec(chart, repr(title))},
+                    {"": self.spec(chart, json.dumps(title))},
                 )
             )
         return figures
@@ -263,7 +267,8 @@ class _Comparison(Drawing):
         """The chosen metric against what it costs, with the Pareto front."""
         alt = self.alt
         costs = frames.costs_frame(self.results, list(_COSTS))
-        rows = frames.values_frame(self.results, self.metrics).drop("low", "high")
+        metrics = tuple(name for name in self.metrics if name.split("@")[0] not in _NOT_BETTER)
+        rows = frames.values_frame(self.results, metrics).drop("low", "high")
         rows = rows.join(costs, on=["arm", "seed"], maintain_order="left")
         base = self.chart(by_metric=True)
         y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False, padding=18))
@@ -295,7 +300,7 @@ class _Comparison(Drawing):
             )
             chart = alt.layer(front, *self._scatter(base, x, y, tips)).properties(height=320)
             title = f"metric + ' on test, against {label}'"
-            variants[label] = self.spec(chart, title, self.metrics[0])
+            variants[label] = self.spec(chart, title, metrics[0])
         if not variants:
             return None
         return Figure(
@@ -306,7 +311,7 @@ class _Comparison(Drawing):
             "better than one on it.",
             rows,
             variants,
-            self.metrics,
+            metrics,
         )
 
     def _curves(self, title: str, metric: str = "") -> dict[str, Spec]:

@@ -15,10 +15,10 @@ MEAN = "mean"
 BASELINE = "baseline"
 
 
-def shown_metrics(results: Results) -> tuple[str, ...]:
-    """The metrics that a page offers, the one that chose the checkpoints first."""
+def shown_metrics(results: Results, asked: Sequence[str]) -> tuple[str, ...]:
+    """The metrics that a page offers: those asked for, and what they are seen beside."""
     k, largest = results.metric.rpartition("@")[2], max(results.protocol["ks"])
-    names = [results.metric]
+    names = [*asked, results.metric]
     names += [f"{name}@{each}" for each in (k, largest) for name in ("recall", "ndcg", "mrr")]
     names += [f"{name}@{k}" for name in ("coverage", "gini", "popularity_lift", "novelty")]
     return tuple(name for name in dict.fromkeys(names) if name in results.metrics)
@@ -39,9 +39,8 @@ def values_frame(results: Results, metrics: Sequence[str]) -> pl.DataFrame:
                 rows.append((arm.name, str(run.seed), metric, value, None, None))
             mean = mean_interval(values)
             rows.append((arm.name, MEAN, metric, mean.mean, mean.low, mean.high))
-    for name in results.runs[0].baselines:
-        for metric in metrics:
-            value = _baseline(results.runs, name, metric)
+    for metric in metrics:
+        for name, value in results.baseline_means(metric).items():
             rows.append((name, BASELINE, metric, value, None, None))
     names = ("arm", "seed", "metric", "value", "low", "high")
     return _finite(pl.DataFrame(rows, _schema(names), orient="row"))
@@ -73,7 +72,7 @@ def curves_frame(results: Results, metrics: Sequence[str], points: int) -> pl.Da
     schema = pl.Schema(_schema(("arm", "seed", "step", "seconds", "metric", "value")))
     frames = [pl.DataFrame(schema=schema)]
     for arm in results.arms:
-        runs = [_curves_of(run, metrics, points) for run in arm.results]
+        runs = [_curves_of(run, metrics) for run in arm.results]
         together = pl.concat(runs)
         mean = (
             together.group_by("arm", "step", "metric", maintain_order=True)
@@ -82,7 +81,10 @@ def curves_frame(results: Results, metrics: Sequence[str], points: int) -> pl.Da
             .with_columns(pl.lit(MEAN).alias("seed"))
         )
         frames += [frame.select(schema.names()).cast(schema) for frame in (together, mean)]
-    return _finite(pl.concat(frames))
+    place, last = pl.int_range(pl.len()), pl.len() - 1
+    stride = (pl.len() + points - 1) // points
+    kept = ((last - place) % stride == 0).over("arm", "seed", "metric")
+    return _finite(pl.concat(frames).filter(kept))
 
 
 def slices_frame(
@@ -119,12 +121,9 @@ def slices_frame(
     return _finite(pl.DataFrame(rows, _schema(names), orient="row")), notes
 
 
-def _curves_of(run: Result, metrics: Sequence[str], points: int) -> pl.DataFrame:
+def _curves_of(run: Result, metrics: Sequence[str]) -> pl.DataFrame:
     seconds = _cost(run, "train_seconds") / max(_cost(run, "steps"), 1)
-    curves = run.curves.filter(pl.col("metric").is_in(list(metrics)))
-    place, last = pl.int_range(pl.len()), pl.len() - 1
-    stride = (pl.len() + points - 1) // points
-    return curves.filter(((last - place) % stride == 0).over("metric")).select(
+    return run.curves.filter(pl.col("metric").is_in(list(metrics))).select(
         pl.lit(run.arm).alias("arm"),
         pl.lit(str(run.seed)).alias("seed"),
         "step",
@@ -132,11 +131,6 @@ def _curves_of(run: Result, metrics: Sequence[str], points: int) -> pl.DataFrame
         "metric",
         "value",
     )
-
-
-def _baseline(runs: Sequence[Result], name: str, metric: str) -> float:
-    found = [run.baselines[name][metric] for run in runs if metric in run.baselines.get(name, {})]
-    return float(np.mean(found)) if found else float("nan")
 
 
 def _cost(run: Result, name: str) -> float:

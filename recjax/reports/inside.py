@@ -98,7 +98,7 @@ def place_items(unit_NxD: np.ndarray) -> tuple[np.ndarray, str]:
     if len(unit_NxD) < 30:
         centred = unit_NxD - unit_NxD.mean(axis=0)
         left, scale, _ = np.linalg.svd(centred, full_matrices=False)
-        return np.pad(left * scale, ((0, 0), (0, 2)))[:, :2], "principal components"
+        return np.pad(left * scale, ((0, 0), (0, 2)))[:, :2], "Principal components"
     manifold = require("sklearn.manifold", "report")
     tsne = manifold.TSNE(
         init="pca",
@@ -168,34 +168,43 @@ def _map(run: Run, items: np.ndarray, unit_NxD: np.ndarray) -> Figure:
         "title": item_names(experiment.dataset)[items],
         "interactions": experiment.popularity_N[items].astype(np.int64),
     }
+    # Fields have names of their own: a column of the data may be called `x`, or `it's`.
     groups: dict[str, tuple[str, ...]] = {}
-    for name, (one, every) in categories(experiment.dataset, items).items():
+    fields, told = {}, []
+    found = categories(experiment.dataset, items)
+    for i, (name, (one, every)) in enumerate(found.items()):
         values, counts = np.unique(one[one != _OTHER], return_counts=True)
         labels = values[np.argsort(-counts, kind="stable")].tolist()
+        fields[f"by {name}"] = f"group{i}"
         groups[f"by {name}"] = (*labels, *([_OTHER] if (one == _OTHER).any() else []))
-        columns |= {f"by {name}": one, name: every}
+        columns |= {f"group{i}": one, f"every{i}": every}
+        told.append((f"every{i}", name))
     classes = np.array(ITEM_CLASSES)[item_class(experiment.popularity_N)[items]]
     groups["by popularity"] = tuple(name for name in ITEM_CLASSES if name in classes)
-    columns["by popularity"] = classes
-    rows = pl.DataFrame({f"c{i}": values for i, values in enumerate(columns.values())})
-    rows.columns = list(columns)
-    told = [name for name in columns if f"by {name}" in groups]
+    fields["by popularity"], columns["class"] = "class", classes
+    rows = pl.DataFrame(columns)
     some = f"the {len(items):,} most popular" if len(items) == MAX_ITEMS else f"all {len(items):,}"
     return Figure(
         "map",
         "Map of item embeddings",
-        f"{method} of the cosine distances between the embeddings of {some} ranked items. Near "
-        "items are recommended to the same users; distances between far ones, and the axes, mean "
+        f"{method} of the directions of the embeddings of {some} ranked items. Near items tend to "
+        "be recommended to the same users; distances between far ones, and the axes, mean "
         "nothing. An item of several categories has the colour of its rarest among the most "
         "frequent. Ringed: the chosen item and its nearest.",
         rows,
-        {label: _map_spec(rows, label, names, told) for label, names in groups.items()},
+        {name: _map_spec(rows, name, fields[name], groups[name], told) for name in groups},
         groups=groups,
         renderer="canvas",
     )
 
 
-def _map_spec(rows: pl.DataFrame, label: str, names: tuple[str, ...], told: list[str]) -> Spec:
+def _map_spec(
+    rows: pl.DataFrame,
+    label: str,
+    field: str,
+    names: tuple[str, ...],
+    told: list[tuple[str, str]],
+) -> Spec:
     alt = require("altair", "report")
 
     def axis(name: str) -> Any:
@@ -205,23 +214,21 @@ def _map_spec(rows: pl.DataFrame, label: str, names: tuple[str, ...], told: list
     x, y = alt.X("x:Q", **axis("x")), alt.Y("y:Q", **axis("y"))
     tips = [
         alt.Tooltip("title:N"),
-        *(alt.Tooltip(f"{name}:N") for name in told),
+        *(alt.Tooltip(f"{of_item}:N", title=name) for of_item, name in told),
         alt.Tooltip("interactions:Q", title="training interactions", format=",d"),
     ]
-    base = alt.Chart(alt.NamedData("rows")).transform_filter(
-        f"indexof(hidden, datum['{label}']) < 0"
-    )
-    color = alt.Color(
-        f"{label}:N", scale=alt.Scale(domain=[name for name in names if name != _OTHER]), title=None
-    )
+    base = alt.Chart(alt.NamedData("rows"))
+    base = base.transform_filter(f"indexof(hidden, datum.{field}) < 0")
+    domain = [name for name in names if name != _OTHER]
+    color = alt.Color(f"{field}:N", scale=alt.Scale(domain=domain), title=None)
     near = base.transform_filter("indexof(focus, datum.item) >= 0")
     chosen = base.transform_filter("indexof(focus, datum.item) == 0")
     points = base.mark_circle(size=24, opacity=0.75)
     chart = alt.layer(
-        points.transform_filter(f"datum['{label}'] == '{_OTHER}'").encode(
+        points.transform_filter(f"datum.{field} == '{_OTHER}'").encode(
             x=x, y=y, color=alt.value(GREY), opacity=alt.value(0.4), tooltip=tips
         ),
-        points.transform_filter(f"datum['{label}'] != '{_OTHER}'").encode(
+        points.transform_filter(f"datum.{field} != '{_OTHER}'").encode(
             x=x, y=y, color=color, tooltip=tips
         ),
         near.mark_point(size=110, strokeWidth=2, color=GREY, opacity=1).encode(x=x, y=y),

@@ -108,7 +108,7 @@ def _markdown(text: str) -> str:
 
 def _latex(text: str) -> str:
     escaped = "".join(_LATEX.get(character, character) for character in text)
-    escaped = escaped.replace(r"d\_z", "$d_z$")
+    escaped = re.sub(r"(?<![\w}])d\\_z\b", "$d_z$", escaped)
     return re.sub(r"(?<!\w)-(?=\d)", "$-$", escaped)
 
 

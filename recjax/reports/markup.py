@@ -74,7 +74,7 @@ def figure_data(one: Figure) -> dict[str, Any]:
 
 
 def pack(frame: pl.DataFrame) -> dict[str, Any]:
-    """A frame by columns: numbers of five digits, text as codes into its distinct words."""
+    """A frame by columns: numbers of seven digits, text as codes into its distinct words."""
     columns: dict[str, Any] = {}
     for name, kind in frame.schema.items():
         column = frame[name]
@@ -83,7 +83,7 @@ def pack(frame: pl.DataFrame) -> dict[str, Any]:
             codes = {word: code for code, word in enumerate(words)}
             columns[name] = {"words": words, "codes": [codes[word] for word in column]}
         elif kind.is_float():
-            columns[name] = [None if x is None else float(f"{x:.5g}") for x in column]
+            columns[name] = [None if x is None else float(f"{x:.7g}") for x in column]
         else:
             columns[name] = column.to_list()
     return {"length": len(frame), "columns": columns}

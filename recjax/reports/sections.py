@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.metadata
 import itertools
-import json
 import re
 import shlex
 import textwrap
@@ -15,7 +14,8 @@ from recjax.reports import frames, markup, tables
 from recjax.reports.collect import Results
 from recjax.reports.compare import Comparison
 from recjax.reports.drawing import Figure
-from recjax.reports.layout import NONE, Cell, Table, cells
+from recjax.reports.folders import plan_of
+from recjax.reports.layout import Cell, Table, cells
 
 _SPLITS = {
     "leave_one_out": "each user's last interaction is tested, the one before it validates",
@@ -47,7 +47,7 @@ class Sections:
     def __init__(self, results: Results, comparison: Comparison):
         self.results, self.compared = results, comparison
         self.arms = [arm.name for arm in results.arms]
-        self.metrics = frames.shown_metrics(results)
+        self.metrics = frames.shown_metrics(results, comparison.metrics)
         self.links: list[tuple[str, str]] = []
         self._figures, self._tables = itertools.count(1), itertools.count(1)
 
@@ -65,7 +65,7 @@ class Sections:
     def header(self) -> str:
         """Title, question, and under which protocol on what hardware."""
         results, protocol = self.results, self.results.protocol
-        commands = escape("\n".join(_commands(results)))
+        commands = escape("\n".join(_commands(results, self.compared)))
         seeds = sorted({run.seed for run in results.runs})
         split = [_SPLITS.get(protocol["split"], "")]
         split += [f"{key} {value}" for key, value in protocol["split_params"].items()]
@@ -177,14 +177,10 @@ def _every_metric(results: Results) -> Table:
     found = {(one["arm"], one["metric"]): one["value"] for one in means.iter_rows(named=True)}
     names = means["arm"].unique(maintain_order=True).to_list()
     rows = tuple(
-        cells([metric, *(_four(found[name, metric]) for name in names)])
+        cells([metric, *(tables.number_text(found[name, metric]) for name in names)])
         for metric in results.metrics
     )
     return Table("Every test metric", "Means over seeds.", ("metric", *names), rows)
-
-
-def _four(value: float | None) -> str:
-    return NONE if value is None else f"{value:.4f}"
 
 
 def _prose(about: str) -> str:
@@ -198,19 +194,23 @@ def _prose(about: str) -> str:
     )
 
 
-def _commands(results: Results) -> Iterable[str]:
+def _commands(results: Results, compared: Comparison) -> Iterable[str]:
     """What trains the sweeps again, and what makes this report."""
     folders = []
     for run in results.runs:
-        sweep = run.workdir.parent / "sweep.json"
-        folder = run.workdir.parent if sweep.exists() else run.workdir
+        sweep = plan_of(run.workdir.parent)
+        folder = run.workdir.parent if sweep else run.workdir
         if folder in folders:
             continue
         folders.append(folder)
-        if sweep.exists():
-            path = json.loads(sweep.read_text())["sweep"]
-            yield f"python -m recjax.sweep --sweep={shlex.quote(path)} --workdir={_word(folder)}"
-    yield f"python -m recjax.report {' '.join(map(_word, folders))}"
+        if sweep:
+            yield f"python -m recjax.sweep --sweep={_word(sweep['sweep'])} --workdir={_word(folder)}"
+    words = ["python -m recjax.report", *map(_word, folders)]
+    if compared.baseline != results.arms[0].name:
+        words.append(f"--baseline={_word(compared.baseline)}")
+    if compared.metrics != (results.metric,):
+        words.append(f"--metrics={','.join(compared.metrics)}")
+    yield " ".join(words)
 
 
 def _word(path: object) -> str:
@@ -235,7 +235,3 @@ def _hash(digits: str) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"\W+", "-", name)

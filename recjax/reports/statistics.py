@@ -145,7 +145,7 @@ def paired_t(
     error = float(np.sqrt(variance))
     half = _t_quantile((1 + level) / 2, df) * error
     t = difference / error if error else float(np.sign(difference)) * float("inf")
-    t = 0.0 if difference == 0 else t
+    t = 0.0 if abs(difference) < _TIE else t
     return TTest(
         difference=difference,
         low=difference - half,
@@ -175,7 +175,7 @@ def bootstrap_tests(
     Args:
       difference_QxM: arm - baseline of each query, means over seeds, one column a comparison.
       tests: `paired_t` of each comparison.
-      samples: resamples; no p value is below 2 / (samples + 1).
+      samples: resamples; no p value is below 2 / (samples + 1), before Holm's adjustment.
       seed: of the draws.
       level: of the intervals.
     """

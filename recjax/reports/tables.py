@@ -38,20 +38,18 @@ def results_table(results: Results, comparison: Comparison) -> Table:
     for arm in results.arms:
         row = [Cell(arm.name), Cell(str(len(arm.results)))]
         for metric in comparison.metrics:
-            leaders = comparison.leaders.get(metric, ())
+            leaders = comparison.leaders.get(metric, ()) if compared else ()
             place = leaders.index(arm.name) if arm.name in leaders else -1
             styles.append(style := "" if place < 0 else "near" if place else "best")
             row.append(Cell(_mean(results, arm, metric), style))
             if metric in compared:
                 row += cells(_difference(comparison.get(arm.name, metric)))
         rows.append(tuple(row))
-    for name in results.runs[0].baselines:
+    means = {metric: results.baseline_means(metric) for metric in comparison.metrics}
+    for name in means[comparison.metrics[0]]:
         row = [name, NONE]
         for metric in comparison.metrics:
-            values = [run.baselines.get(name, {}).get(metric) for run in results.runs]
-            known = [value for value in values if value is not None]
-            row += [_number(float(np.mean(known)) if known else None)]
-            row += [NONE] * 3 * (metric in compared)
+            row += [number_text(means[metric][name]), *[NONE] * 3 * (metric in compared)]
         rows.append(cells(row))
     caption = f"Means over seeds {_spread_words(results)}. " if _spread_words(results) else ""
     if compared:
@@ -60,7 +58,7 @@ def results_table(results: Results, comparison: Comparison) -> Table:
             f"{comparison.queries:,} queries that counts the noise between seeds too, by Holm for "
             f"{len(comparison.differences)} comparisons; d_z: Cohen's effect size. "
         )
-        caption += "Bold: the best. " if "best" in styles else ""
+        caption += "Bold: the best arm. " if "best" in styles else ""
         caption += f"Italics: not told from it at {_LEVEL}. " if "near" in styles else ""
     return Table("Test results", caption.strip(), tuple(columns), tuple(rows))
 
@@ -71,9 +69,9 @@ def run_table(results: Results) -> Table:
     rows = []
     for metric in results.metrics:
         low, high = run.intervals.get(metric, (math.nan, math.nan))
-        value = _number(run.metrics[metric])
-        value += f" ± {_number((high - low) / 2)}" if math.isfinite(low) else ""
-        others = [_number(found.get(metric)) for found in run.baselines.values()]
+        value = number_text(run.metrics[metric])
+        value += f" ± {number_text((high - low) / 2)}" if math.isfinite(low) else ""
+        others = [number_text(found.get(metric)) for found in run.baselines.values()]
         rows.append(cells([metric, value, *others]))
     caption = (
         f"The model of step {run.step:,}. ± half the 95 % bootstrap interval over queries: of "
@@ -141,11 +139,11 @@ def budget_table(results: Results) -> Table:
 
 def slices_table(results: Results, metric: str) -> Table:
     """Where each arm is good: a metric by slice, and recall for the slices of items."""
-    k = metric.rpartition("@")[2]
-    first = results.runs[0].slices
+    first, recall = results.runs[0].slices, f"recall@{metric.rpartition('@')[2]}"
+    metric = metric if metric in first["all"] else recall
     columns, counts, values = ["arm"], [], []
     for name, record in first.items():
-        name_there = metric if metric in first["all"] and not _of_items(name) else f"recall@{k}"
+        name_there = recall if _of_items(name) else metric
         there = [[run.slices[name] for run in arm.results] for arm in results.arms]
         same_as_all = record["queries"] == first["all"]["queries"] and not _of_items(name)
         if not record["queries"] or same_as_all and name != "all":
@@ -160,12 +158,12 @@ def slices_table(results: Results, metric: str) -> Table:
             numbers = [value for value in column if isinstance(value, float)]
             is_best = len(results.arms) > 1 and column[i] == max(numbers, default=None)
             value = column[i]
-            text = _number(value) if isinstance(value, float) else value
+            text = number_text(value) if isinstance(value, float) else value
             row.append(Cell(text, "best" if is_best else ""))
         rows.append(tuple(row))
     caption = "Means over seeds. How many: queries, targets for items."
-    if metric.partition("@")[0] != "recall":
-        caption += f" Of items: recall@{k}, the only metric of single targets."
+    if metric != recall:
+        caption += f" Of items: {recall}, the only metric of single targets."
     return Table(f"{metric} by slice", caption, tuple(columns), tuple(rows))
 
 
@@ -206,12 +204,19 @@ def p_text(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def number_text(value: float | None) -> str:
+    """A metric as a table shows it."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"
+
+
 def _mean(results: Results, arm: Arm, metric: str) -> str:
     values = [run.metrics[metric] for run in arm.results]
     mean, low, high = mean_interval(values)
     if len(values) == 1 and _all_alone(results):
         low, high = arm.results[0].intervals.get(metric, (math.nan, math.nan))
-    return _number(mean) + (f" ± {_number((high - low) / 2)}" if math.isfinite(low) else "")
+    return number_text(mean) + (f" ± {number_text((high - low) / 2)}" if math.isfinite(low) else "")
 
 
 def _spread_words(results: Results) -> str:
@@ -256,9 +261,3 @@ def _amount(name: str, value: float) -> str:
 
 def _signed(value: float, digits: int) -> str:
     return f"{value:+.{digits}f}"
-
-
-def _number(value: float | None) -> str:
-    if value is None or not math.isfinite(value):
-        return NONE
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:,.1f}"

@@ -130,7 +130,8 @@ def run_sweep(
     else:
         results = searching.results(found)
         _write_sweep(sweep, path, searching.trials)
-        write_file(path / "search.json", json.dumps(searching.record(), indent=2) + "\n")
+        with claim(path, wait=True):
+            write_file(path / "search.json", json.dumps(searching.record(), indent=2) + "\n")
     if not quiet:
         print(_summary(results, path), flush=True)
     return results
@@ -160,7 +161,7 @@ def run_trials(
       Results by the trials' names.
     """
     waiting, elsewhere = deque(trials), deque[tuple[float, Trial]]()
-    known = {trial.name: read_failure(workdir / trial.name) for trial in waiting}
+    known = {file.parent: read_failure(file.parent) for file in _of_trials(workdir, "failure.json")}
     free, running = list(slots), dict[concurrent.futures.Future, tuple[Trial, Slot]]()
     results: dict[str, TrialResult] = {}
 
@@ -174,7 +175,7 @@ def run_trials(
             trial,
             workdir,
             functools.partial(change, trial, "running"),
-            known.get(trial.name),
+            known.get(workdir / trial.name),
         )
         running[future] = trial, slot
 
@@ -185,9 +186,7 @@ def run_trials(
             elsewhere.append((time.monotonic() + _ELSEWHERE_SECONDS, trial))
         if is_new:
             on_change(trial, result)
-        following = list(follow(trial, result))
-        known.update({after.name: read_failure(workdir / after.name) for after in following})
-        waiting.extendleft(reversed(following))
+        waiting.extendleft(reversed(list(follow(trial, result))))
 
     while True:
         goes_on = not is_stopping()

@@ -102,7 +102,7 @@ def subprocesses(
     stopping: threading.Event,
     stop_signal: int = signal.SIGTERM,
 ) -> list[Subprocess]:
-    """A runner for each worker, with its share of the CPU cores and of the GPUs.
+    """A runner for each worker, with its share of the CPU cores and of CUDA_VISIBLE_DEVICES.
 
     Each has as many cores as the others, since the last bits of a result may depend on that.
     Programs are compiled once and kept in the workdir: those for one machine and number of cores
