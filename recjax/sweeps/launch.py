@@ -271,9 +271,7 @@ def _file_and_argument(path: str) -> tuple[str, str]:
 
 def _check_data(dataset: Dataset, workdir: pathlib.Path) -> None:
     """Checks that the trials in the workdir, finished ones too, are of this data."""
-    for file in sorted(
-        (*workdir.glob("*/protocol.json"), *workdir.glob("search/*/*/protocol.json"))
-    ):
+    for file in _of_trials(workdir, "protocol.json"):
         known = json.loads(file.read_text())
         if known["dataset_hash"] != dataset.hash:
             raise ConfigError(
@@ -281,6 +279,11 @@ def _check_data(dataset: Dataset, workdir: pathlib.Path) -> None:
                 f"{known['dataset_hash']}) than this ({dataset.name!r}, hash {dataset.hash}): give "
                 "this sweep another workdir"
             )
+
+
+def _of_trials(workdir: pathlib.Path, name: str) -> list[pathlib.Path]:
+    """The files of this name in the folders of trials, those of a search too."""
+    return sorted((*workdir.glob(f"*/{name}"), *workdir.glob(f"search/*/*/{name}")))
 
 
 def _summary(results: Sequence[TrialResult], workdir: pathlib.Path) -> str:
