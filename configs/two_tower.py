@@ -4,7 +4,8 @@
     python -m recjax.main --config=configs/two_tower.py:movielens-1m --config.data.dir=DIR
 
 The word after the colon names the data: synthetic (the default), movielens-100k, movielens-1m,
-movielens-20m, movielens-25m, movielens-32m, gowalla, or table (your own Parquet or CSV files).
+movielens-20m, movielens-25m, movielens-32m, gowalla, table (your own Parquet or CSV files) or
+prepared (what `python -m recjax.prepare` made of such files, of any size).
 Every key stands here with its legal values; `softmax.py` and `mf.py` change a few of them.
 """
 
@@ -19,6 +20,7 @@ DATA = (
     "movielens-32m",
     "gowalla",
     "table",
+    "prepared",
 )
 
 
@@ -151,6 +153,8 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.eval.patience = 0  # stop after so many validations without a gain; 0 = never
     c.eval.corpus = "listed"  # listed | rated | seen (in training): the items that are ranked
     c.eval.seen = "known"  # known | train | none: the user's items that are not ranked
+    # above 0: of more users with something to predict so many are asked, drawn by their ids
+    c.eval.max_queries = 0
     c.eval.batch_size = 256
     c.eval.bootstrap = 1000  # resamples behind the 95 % intervals
 
@@ -165,7 +169,10 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.parallel = ConfigDict()
     c.parallel.mapper = "shard_map"  # shard_map | pmap (data parallel only)
     c.parallel.data = 0  # devices over which the batch is split; 0 = all that are left
-    c.parallel.model = 1  # devices over which tables and head are split
+    # devices over which tables, head and the ranked corpus are split, a divisor of 64; 0 = 1, or
+    # where the tables with gradients and optimizer state are too large for a device, the fewest
+    c.parallel.model = 0
+    c.parallel.table_gib = 0.0  # what they may take of a device, in GiB; 0.0 = half its memory
 
     _on(c, data)
     return c
@@ -224,8 +231,13 @@ def _on(c: ConfigDict, data: str) -> None:
         c.train.batch_size = 1024
         c.train.epochs = 20.0
         c.eval.metric = "recall@20"
-    if data == "table":  # of any size: validated often, stopped when it no longer gains
+    if data in (
+        "table",
+        "prepared",
+    ):  # of any size: validated often, stopped when it no longer gains
         c.split.name = "leave_one_out"
         c.train.batch_size = 256
         c.train.epochs = 20.0
         c.eval.patience = 3
+    if data == "prepared":
+        c.eval.max_queries = 10_000

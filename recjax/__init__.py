@@ -8,6 +8,7 @@ U users, R rows of a table, T rows of a tile.
 
 from recjax.config import load_config
 from recjax.data.dataset import Dataset
+from recjax.data.prepare import prepare_dataset
 from recjax.data.registry import load_dataset
 from recjax.data.schema import Feature, Schema
 from recjax.reports.collect import load_results
@@ -31,6 +32,7 @@ __all__ = [
     "load_results",
     "load_run",
     "load_sweep",
+    "prepare_dataset",
     "run_sweep",
     "train",
     "train_seeds",

@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
 from recjax.errors import CheckpointError, ConfigError
+from recjax.processes import is_first, num_processes
 
 Restored = tuple[int, Any, dict[str, Any]]
 
@@ -30,7 +32,8 @@ class Checkpointer:
     is the state (any tree of jax arrays), the step, and a record (what JSON can hold). Saving
     copies the state and returns; it is written while training goes on. An older checkpoint is
     removed only after the new one is complete, and a save that was killed leaves nothing that
-    would be read.
+    would be read. Of several processes all call the same methods, each writes its shards, and
+    another number of processes or devices reads them.
 
     Raises:
       CheckpointError: from any method, when a checkpoint could not be written (a save's error
@@ -60,7 +63,7 @@ class Checkpointer:
         was resumed from an earlier one) are replaced, unless this very one was the last saved
         or restored.
         """
-        self._latest.wait()
+        self._wait_before(self._latest)
         if self._latest.current != (step, record):
             for number in self._latest.numbers():
                 if number >= step:
@@ -69,8 +72,14 @@ class Checkpointer:
 
     def save_best(self, step: int, state: Any, record: dict[str, Any]) -> None:
         """Begins to save the state as the best so far; the one before stays until it is done."""
-        self._best.wait()
+        self._wait_before(self._best)
         self._best.write(max(self._best.numbers(), default=0) + 1, step, state, record)
+
+    def _wait_before(self, folder: "_Folder") -> None:
+        """Orbax numbers what processes meet at by save: those of two folders must not overlap."""
+        folder.wait()
+        if num_processes() > 1:
+            self.wait()
 
     def restore_latest(self, abstract_state: Any) -> Restored | None:
         """The newest intact checkpoint as (step, state, record); None if there never was one.
@@ -174,8 +183,8 @@ class _Folder:
         items = ocp.args.Composite(state=ocp.args.StandardRestore(_not_empty(targets)))
         restored = manager.restore(number, args=items)["state"]
         for name, leaf in restored.items():
-            written, read = note["arrays"][name][1], _checksum(leaf)
-            if None not in (written, read) and written != read:
+            written = note["arrays"][name][1]
+            if not _is_as_written(leaf, written):
                 raise CheckpointError(f"the array {name} is not what was written")
         leaves = [
             restored[name]
@@ -202,11 +211,19 @@ class _Folder:
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
+            several = num_processes() > 1
+            if several and is_first() and not self._read_only:
+                self._path.mkdir(parents=True, exist_ok=True)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=self._keep,
-                create=not self._read_only,
+                create=not (several or self._read_only),
                 read_only=self._read_only,
                 cleanup_tmp_directories=not self._read_only,
+                # Named, they meet at a service; else in a computation, among those of the training.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    active_processes=set(range(num_processes())) if several else None,
+                    barrier_sync_key_prefix=self._path.name if several else None,
+                ),
             )
             self._manager = ocp.CheckpointManager(self._path, options=options)
         return self._manager
@@ -218,6 +235,9 @@ class _Folder:
             yield
         except Exception as error:
             step, self._saving, self.current = self._saving, None, None
+            failed = f"the checkpoint of step {step} could not be written in {self._path}"
+            if num_processes() > 1:  # the others do not come to close it together
+                raise CheckpointError(f"{failed}: {_one_line(error)}") from error
             manager, self._manager = self._manager, None
             with contextlib.suppress(Exception):
                 assert manager is not None
@@ -225,8 +245,8 @@ class _Folder:
             intact = self.numbers()
             left = f"{self._path / str(intact[-1])} is intact" if intact else "there is none before"
             raise CheckpointError(
-                f"the checkpoint of step {step} could not be written in {self._path}: "
-                f"{_one_line(error)}; {left}: put this right, then resume with the same --workdir"
+                f"{failed}: {_one_line(error)}; {left}: put this right, then resume with the same "
+                "--workdir"
             ) from error
 
 
@@ -265,14 +285,38 @@ def _type(leaf: Any) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}"
 
 
-def _checksum(leaf: Any) -> int | None:
-    """CRC-32 of a leaf's bytes; None for one that lies partly in other processes.
+def _checksum(leaf: Any) -> int | str:
+    """CRC-32 of a leaf's bytes; a sum that all processes take together of one that they share.
 
     Orbax notices missing and truncated files, but restores flipped bytes of an array as they are.
     """
-    if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-        return None
+    return _crc(leaf) if _is_here(leaf) else f"sum {int(_sum_of_words(leaf))}"
+
+
+def _is_as_written(leaf: Any, checksum: int | str | None) -> bool:
+    """Whether it has that checksum, where this can be said: a CRC needs all of the leaf here."""
+    if isinstance(checksum, str):
+        return checksum == f"sum {int(_sum_of_words(leaf))}"
+    return checksum is None or not _is_here(leaf) or checksum == _crc(leaf)
+
+
+def _is_here(leaf: Any) -> bool:
+    return leaf.is_fully_addressable or leaf.is_fully_replicated
+
+
+def _crc(leaf: Any) -> int:
     return zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
+
+
+@jax.jit
+def _sum_of_words(leaf: Any) -> Any:
+    """Sum of the entries as whole numbers, each times an odd number of its place, modulo 2^32."""
+    kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    words = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
+    place = jnp.zeros(leaf.shape, jnp.uint32)
+    for axis, size in enumerate(leaf.shape):
+        place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+    return jnp.sum(words * (place * np.uint32(2654435761) * np.uint32(2) + np.uint32(1)))
 
 
 def _checksum_of_note(note: dict[str, Any]) -> int:

@@ -74,10 +74,13 @@ _NOT_NEGATIVE = (
     "train.prefetch",
     "diagnostics.every",
     "eval.every",
+    "eval.max_queries",
     "eval.patience",
     "eval.bootstrap",
     "checkpoint.every",
     "parallel.data",
+    "parallel.model",
+    "parallel.table_gib",
 )
 _BELOW_ONE = (
     "model.query.dropout",

@@ -14,6 +14,7 @@ from recjax.experiment import Experiment
 from recjax.files import write_file
 from recjax.measure import model_ranker
 from recjax.parallel import describe_devices
+from recjax.processes import largest
 from recjax.writer import RATE, STARTED
 
 COST = "cost.json"
@@ -104,5 +105,5 @@ def seconds_per_query(experiment: Experiment, variables: PyTree) -> float:
     while len(times) < _REPEATS and sum(times) < _SECONDS:
         began = time.perf_counter()
         jax.block_until_ready(rank(batch, seen, max(config.ks)))
-        times.append(time.perf_counter() - began)
+        times.append(largest(time.perf_counter() - began))  # all repeat it as often
     return statistics.median(times) / config.batch_size

@@ -11,6 +11,8 @@ import numpy as np
 from recjax.candidates import CandidateSource, make_source
 from recjax.checks import check_config, draws
 from recjax.config import Config
+from recjax.corpus import corpus_mask, rankable_mask
+from recjax.data.blocks import count_by_user_and_item
 from recjax.data.context import DERIVED, available_context
 from recjax.data.dataset import Dataset
 from recjax.data.encode import Encoder, make_encoder
@@ -20,6 +22,7 @@ from recjax.data.queries import EvalQueries, make_queries
 from recjax.data.registry import load_dataset
 from recjax.data.split import TRAIN, Split, make_split
 from recjax.errors import ConfigError
+from recjax.layout import model_devices
 from recjax.losses import make_loss
 from recjax.models.build import make_model
 from recjax.models.retrieval import HEAD, RetrievalModel
@@ -86,12 +89,19 @@ class Experiment:
     def scorer(self) -> Scorer:
         """Encodes queries and the corpus, and ranks."""
         chunk = self.config.loss.corpus_chunk
-        return Scorer(self.model, self.encoder, self.dataset.items.size, chunk)
+        return Scorer(
+            self.model,
+            self.encoder,
+            self.dataset.items.size,
+            chunk,
+            self.parallel,
+            self.step.objective.sharded,
+        )
 
     @functools.cached_property
     def popularity_N(self) -> np.ndarray:
         """Training interactions of every item."""
-        return _train_counts(self.dataset, self.split)
+        return _train_counts(self.dataset, self.split)[1]
 
     @functools.cached_property
     def _queries(self) -> dict[tuple[str, int], EvalQueries]:
@@ -109,6 +119,7 @@ class Experiment:
                 history=self.history,
                 history_length=key[1],
                 context=self.context,
+                max_queries=self.config.eval.max_queries,
             )
         return self._queries[key]
 
@@ -188,9 +199,8 @@ def make_experiment(config: Config, dataset: Dataset | None = None) -> Experimen
     """
     check_config(config)
     batch_size = config.train.batch_size
-    parallel = make_parallel(
-        config.parallel.mapper, config.parallel.data, config.parallel.model, batch_size
-    )
+    mapper, data, model = (config.parallel[name] for name in ("mapper", "data", "model"))
+    parallel = make_parallel(mapper, data, model or 1, batch_size)
     if dataset is None:
         dataset = load_data(config.data)
     split = make_split(
@@ -210,9 +220,13 @@ def make_experiment(config: Config, dataset: Dataset | None = None) -> Experimen
         negatives=draws(config.loss, "explicit"),
         **{**config.examples.to_dict(), "history": history_policy(config.examples)},
     )
-    encoder = _encoder(dataset, split, examples, context, config)
-    train_mask_N = _train_counts(dataset, split) > 0
+    count_U, count_N = _train_counts(dataset, split)
+    train_mask_N = count_N > 0
+    encoder = _encoder(dataset, count_U, count_N, examples, context, config)
     step = _step(config, encoder, examples, train_mask_N, parallel)
+    if parallel.model != (model := model_devices(config, step.objective)):
+        parallel = make_parallel(mapper, data, model, batch_size)
+        step = _step(config, encoder, examples, train_mask_N, parallel)
     if config.optim.clip_norm > 0 and parallel.model > 1:
         raise ConfigError(
             "optim.clip_norm needs the norm of whole tables; set it to 0.0 or parallel.model to 1"
@@ -223,7 +237,7 @@ def make_experiment(config: Config, dataset: Dataset | None = None) -> Experimen
         "source": _source(config.loss, examples, train_mask_N),
     }
     if config.loss.log_prior:
-        arrays["log_prior_N"] = config.loss.log_prior * _log_popularity(dataset, split)
+        arrays["log_prior_N"] = config.loss.log_prior * _log_popularity(count_N)
     return Experiment(
         config=config,
         dataset=dataset,
@@ -235,8 +249,8 @@ def make_experiment(config: Config, dataset: Dataset | None = None) -> Experimen
         parallel=parallel,
         arrays=parallel.replicate(arrays),
         train_mask_N=train_mask_N,
-        corpus_mask_N=_corpus(dataset, config.eval.corpus, train_mask_N),
-        rankable_mask_N=_rankable(step.model, train_mask_N),
+        corpus_mask_N=corpus_mask(dataset, config.eval.corpus, train_mask_N),
+        rankable_mask_N=rankable_mask(step.model, train_mask_N),
     )
 
 
@@ -269,20 +283,20 @@ def _context_names(dataset: Dataset, config: Config) -> tuple[str, ...]:
 
 def _encoder(
     dataset: Dataset,
-    split: Split,
+    count_U: np.ndarray,
+    count_N: np.ndarray,
     examples: TrainExamples,
     context: tuple[str, ...],
     config: Config,
 ) -> Encoder:
     sample = np.unique(np.linspace(0, examples.size - 1, 20_000).astype(np.int64))
     batch = examples.batch(sample, seed=0, epoch=0) if context else {}
-    train = dataset.interactions.select(split.part_M == TRAIN)
     item = config.model.item
     shared = HEAD if item.side == "softmax" else "item_id"
     return make_encoder(
         dataset,
-        np.unique(train.user),
-        np.unique(train.item),
+        np.flatnonzero(count_U),
+        np.flatnonzero(count_N),
         query_features=config.model.query.features,
         item_features=item.features if item.side == "tower" else None,
         context_sample={k: v for k, v in batch.items() if k.startswith("context/")},
@@ -349,34 +363,17 @@ def _source(
     )
 
 
-def _log_popularity(dataset: Dataset, split: Split) -> np.ndarray:
+def _log_popularity(count_N: np.ndarray) -> np.ndarray:
     """Log of each item's share of the training interactions; 0 for those that have none."""
-    count_N = _train_counts(dataset, split)
     return np.log(np.where(count_N, count_N / count_N.sum(), 1.0)).astype(np.float32)
 
 
-def _train_counts(dataset: Dataset, split: Split) -> np.ndarray:
-    item = dataset.interactions.item[split.part_M == TRAIN]
-    return np.bincount(item, minlength=dataset.items.size)
+def _train_counts(dataset: Dataset, split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Training interactions of every user and of every item."""
+    mask_M = split.part_M == TRAIN
+    return count_by_user_and_item(dataset.interactions, mask_M, dataset.items.size)
 
 
 def _total_steps(config: Config, num_examples: int) -> int:
     per_epoch = steps_per_epoch(num_examples, config.train.batch_size)
     return config.train.steps or max(1, round(config.train.epochs * per_epoch))
-
-
-def _corpus(dataset: Dataset, name: str, train_mask_N: np.ndarray) -> np.ndarray:
-    if name == "listed":
-        return np.ones(dataset.items.size, bool)
-    if name == "seen":
-        return train_mask_N
-    rated_N = np.zeros(dataset.items.size, bool)
-    rated_N[dataset.interactions.item] = True
-    return rated_N
-
-
-def _rankable(model: RetrievalModel, train_mask_N: np.ndarray) -> np.ndarray:
-    """A head, or a tower over the id alone, scores only items that training saw."""
-    if any(spec.name not in ("item", "item_id") for spec in model.item.features):
-        return np.ones(len(train_mask_N), bool)
-    return train_mask_N

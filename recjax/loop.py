@@ -22,6 +22,8 @@ from recjax.diagnostics import EstimatorError
 from recjax.errors import CheckpointError, DivergenceError
 from recjax.experiment import Experiment
 from recjax.measure import evaluate_model
+from recjax.parallel import STOP
+from recjax.processes import from_first
 from recjax.progress import Progress
 from recjax.step import TrainState
 from recjax.writer import RATE, MetricsWriter
@@ -94,6 +96,7 @@ class Loop:
         self._best = _Best()
         self._pending: collections.deque[tuple[int, Metrics, Any]] = collections.deque()
         self._loss = self._logit_scale = float("nan")
+        self._told_to_stop = False
         self._validates = not experiment.split.trains_on_valid
         self._seconds, self._logged = time.perf_counter(), 0
 
@@ -109,11 +112,13 @@ class Loop:
         )
         with progress, contextlib.closing(self.batches()) as batches:
             self.begin(progress)
+            alone = experiment.parallel.is_one_process
             while not self.is_over:
-                if should_stop():
+                asked = should_stop()
+                if self._told_to_stop or (asked and alone):
                     self.stop(state)
                     return None
-                batch = experiment.parallel.put_batch(next(batches))
+                batch = experiment.parallel.put_batch(next(batches), stop=asked)
                 state, metrics = experiment.train_step(state, batch, experiment.arrays)
                 self.took(metrics)
                 if self.is_due:
@@ -130,6 +135,7 @@ class Loop:
             start=self.step,
             stop=self._total,
             prefetch=self._config.train.prefetch,
+            rows=self._experiment.parallel.local_rows(self._config.train.batch_size),
         )
 
     def begin(self, progress: Progress) -> None:
@@ -251,6 +257,8 @@ class Loop:
             self._logit_scale = float(np.asarray(metrics["logit_scale"])[place])
             if int(np.asarray(metrics["bad_step"])[place]) >= 0:
                 raise self._diverged(f"the loss became NaN or infinite at step {step}")
+            # The same on all processes at the same step, so that all stop after one step.
+            self._told_to_stop |= bool(np.asarray(metrics.get(STOP, 0)))
             self._progress.update(step, loss=self._loss)
             if step % self._config.log.every == 0:
                 self._log(step)
@@ -300,7 +308,7 @@ class Loop:
         self._writer.write_timings(step, {"valid/seconds": took})
         self._seconds += took
         name = self._config.eval.metric
-        improved = self._best.update(found.metrics[name], step)
+        improved = self._best.update(from_first(found.metrics[name]), step)
         note = " (best so far)" if improved else ""
         self._progress.message(f"step {step}: valid/{name} {found.metrics[name]:.4f}{note}")
         return improved

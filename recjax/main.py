@@ -1,12 +1,13 @@
 """The main job, trained, tested and resumed: `python -m recjax.main --config=configs/mf.py`."""
 
-import sys
+import traceback
 
 from absl import app, flags, logging
 
 from recjax.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from recjax.flags import define_config_flag, parse_flags, parse_seeds
 from recjax.parallel import select_accelerator
+from recjax.processes import LOST, is_loss, leave, loss_message, num_processes, start_processes
 from recjax.run import train_until
 from recjax.seeds import MODES, train_seeds_until
 from recjax.signals import stop_on_signals
@@ -27,6 +28,17 @@ _SEEDS_MODE = flags.DEFINE_enum(
     MODES,
     "vmap: all seeds in one program; sequential: one after another, compiled once.",
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "HOST:PORT of process 0, for several processes that train one run."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many processes there are.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which of them this is, from 0 on.")
+_DISTRIBUTED = flags.DEFINE_boolean(
+    "distributed", False, "One of several processes that Slurm, Open MPI or a TPU pod started."
+)
+_HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat", 30, "Seconds without a sign of one process after which all others end."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -36,6 +48,13 @@ def main(argv: list[str]) -> None:
     try:
         if len(argv) > 1:
             raise ConfigError(f"what is {argv[1]!r}? options start with --")
+        if _DISTRIBUTED.value or _COORDINATOR.value or _NUM_PROCESSES.value:
+            start_processes(
+                _COORDINATOR.value,
+                _NUM_PROCESSES.value,
+                _PROCESS_ID.value,
+                heartbeat_seconds=_HEARTBEAT.value,
+            )
         select_accelerator(_ACCELERATOR.value)
         config, workdir = _CONFIG.value, _WORKDIR.value
         if _SEEDS.value:
@@ -43,12 +62,16 @@ def main(argv: list[str]) -> None:
             train_seeds_until(stop.is_set, config, seeds, workdir, mode=mode)
         else:
             train_until(stop.is_set, config, workdir)
-    except (ConfigError, DataError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
     except DivergenceError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(3) from error
+        leave(3, str(error))
+    except Exception as error:
+        if is_loss(error):
+            leave(LOST, loss_message(error))
+        if isinstance(error, ConfigError | DataError | CheckpointError):
+            leave(2, str(error))
+        if num_processes() == 1:
+            raise
+        leave(1, traceback.format_exc())
 
 
 if __name__ == "__main__":

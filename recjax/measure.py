@@ -26,6 +26,8 @@ def protocol_of(experiment: Experiment) -> dict[str, Any]:
         "split_params": dict(experiment.split.params),
         "split_hash": experiment.split.hash,
         "history": "past" if last else experiment.history,
+        # Users by the lowest hashes of their ids; without it all with something to predict.
+        **({"max_queries": config.eval.max_queries} if config.eval.max_queries else {}),
         "selection_metric": f"valid/{config.eval.metric}" if validates else "none: the last step",
         **protocol_record(
             part="test",

@@ -7,6 +7,7 @@ sharded tables over 'model'.
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -17,9 +18,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from recjax.errors import ConfigError
+from recjax.processes import num_processes
 
 DATA, MODEL = "data", "model"
 ROW_MULTIPLE = 64  # sharded tables have a multiple of this many rows, on any number of devices
+WHOLE, BY_DATA, BY_MODEL = P(), P(DATA), P(MODEL)
+STOP = "stop"  # in the batch and the metrics: how many devices are asked to stop
 
 _PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
 _INSTALL = {
@@ -54,8 +58,9 @@ def select_accelerator(name: str) -> None:
 
 def describe_devices() -> str:
     """The platform and number of devices, for people."""
-    devices = jax.devices()
-    return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
+    devices, processes = jax.devices(), num_processes()
+    where = f" in {processes} processes" if processes > 1 else ""
+    return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}){where}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +96,11 @@ class Parallel:
         return self.mesh.size == 1
 
     @property
+    def is_one_process(self) -> bool:
+        """Whether every device belongs to this process."""
+        return num_processes() == 1
+
+    @property
     def is_cpu(self) -> bool:
         """Whether the devices are CPUs."""
         return self.mesh.devices.flat[0].platform == "cpu"
@@ -122,15 +132,58 @@ class Parallel:
             self.shardings(specs),
         )
 
+    @property
+    def whole(self) -> NamedSharding:
+        """Where a copy of an array lies on each device."""
+        return NamedSharding(self.mesh, P())
+
     def replicate(self, tree: PyTree) -> PyTree:
         """Puts a copy of every leaf on each device."""
-        return jax.device_put(tree, NamedSharding(self.mesh, P()))
+        return self._put(tree, P())
 
-    def put_batch(self, batch: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
-        """Splits the rows of a host batch over 'data'."""
+    def local_rows(self, batch_size: int) -> slice:
+        """Of a global batch, the rows of this process's devices, which are all it has to make."""
+        shares = NamedSharding(self.mesh, P(DATA)).addressable_devices_indices_map((batch_size,))
+        bounds = [share[0].indices(batch_size) for share in shares.values() if share is not None]
+        return slice(min(start for start, _, _ in bounds), max(stop for _, stop, _ in bounds))
+
+    def put_batch(self, batch: Mapping[str, np.ndarray], stop: bool = False) -> Mapping[str, Any]:
+        """Splits the rows of a host batch over 'data'.
+
+        Args:
+          batch: the rows of `local_rows`.
+          stop: whether this process is asked to stop; where there are several, they learn of it
+            from what the step returns as `STOP`.
+        """
         if self.mapper == "pmap":
             batch = {k: v.reshape(self.data, -1, *v.shape[1:]) for k, v in batch.items()}
-        return jax.device_put(batch, NamedSharding(self.mesh, P(DATA)))
+        if not self.is_one_process:
+            rows = self.local_rows(self.data)
+            batch = {**batch, STOP: np.full(rows.stop - rows.start, stop, np.int32)}
+        return self._put(batch, P(DATA))
+
+    def put_split(self, tree: PyTree, axis: str | None) -> PyTree:
+        """Splits the rows of whole host arrays, which every process holds, over an axis, if any."""
+        where = NamedSharding(self.mesh, P(axis))
+        return jax.tree.map(
+            lambda x: jax.make_array_from_callback(x.shape, where, x.__getitem__), tree
+        )
+
+    def _put(self, tree: PyTree, spec: P) -> PyTree:
+        """Global arrays of what each process holds of them."""
+        where = NamedSharding(self.mesh, spec)
+        if self.is_one_process:
+            return jax.device_put(tree, where)
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(where, np.asarray(x)), tree
+        )
+
+    def map(self, function: Callable, in_specs: PyTree, out_specs: PyTree) -> Callable:
+        """A function of one device's shards, compiled for all of them."""
+        mapped = jax.shard_map(
+            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
+        return jax.jit(mapped)
 
     def compile(self, step: Callable, state_specs: PyTree) -> Callable:
         """Maps `step(state, batch, arrays) -> (state, metrics)` and donates the state.
@@ -149,7 +202,7 @@ class Parallel:
                 donate_argnums=0,
             )
         mapped = jax.shard_map(
-            step,
+            step if self.is_one_process else _counting_stops(step),
             mesh=self.mesh,
             in_specs=(state_specs, P(DATA), P()),
             out_specs=(state_specs, P()),
@@ -195,6 +248,50 @@ class Parallel:
         return jax.jit(pick, out_shardings=NamedSharding(self.mesh, P()))
 
 
+def _counting_stops(step: Callable) -> Callable:
+    """A step that also sums, beside the sums that it takes anyway, who is asked to stop."""
+
+    def counting(state: PyTree, batch: Mapping[str, Any], arrays: PyTree) -> tuple[PyTree, Any]:
+        asked = jax.lax.psum(jnp.sum(batch[STOP]), (DATA, MODEL))
+        batch = {name: rows for name, rows in batch.items() if name != STOP}
+        state, metrics = step(state, batch, arrays)
+        return state, {**metrics, STOP: asked}
+
+    return counting
+
+
+def choose_model(table_bytes: int, mapper: str, data: int, gib: float) -> int:
+    """How many devices to split tables over: the fewest that leave each no more than it may hold.
+
+    Args:
+      table_bytes: of the tables that can be split, with their optimizer state.
+      mapper: `pmap` splits no table.
+      data: devices over which examples are split; 0 where that is open.
+      gib: what a device may hold of tables, in GiB; 0.0 for half of its memory.
+    """
+    devices = len(jax.devices())
+    limit = gib * 2**30 or 0.5 * _device_bytes()
+    model = 1
+    while (
+        mapper != "pmap"
+        and table_bytes / model > limit
+        and ROW_MULTIPLE % (2 * model) == 0
+        and (devices % (2 * model) == 0 if data == 0 else 2 * model * data <= devices)
+    ):
+        model *= 2
+    return model
+
+
+def _device_bytes() -> float:
+    """Memory of one device; of CPU devices, their share of the machine's."""
+    device = jax.local_devices()[0]
+    known = (device.memory_stats() or {}).get("bytes_limit")
+    if known:
+        return float(known)
+    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return pages * size / len(jax.local_devices())
+
+
 def make_parallel(mapper: str, data: int, model: int, batch_size: int) -> Parallel:
     """A mesh over the devices at hand.
 
@@ -208,7 +305,13 @@ def make_parallel(mapper: str, data: int, model: int, batch_size: int) -> Parall
       ConfigError: more devices than there are, a batch that they do not divide, or pmap with
         model > 1.
     """
-    devices = jax.devices()
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    processes = num_processes()
+    if mapper == "pmap" and processes > 1:
+        raise ConfigError(
+            f"config.parallel.mapper=pmap is for one process, and here are {processes}; use "
+            "parallel.mapper=shard_map"
+        )
     if mapper == "pmap" and model > 1:
         raise ConfigError(
             "config.parallel.mapper=pmap splits examples only, so parallel.model="
@@ -230,7 +333,15 @@ def make_parallel(mapper: str, data: int, model: int, batch_size: int) -> Parall
             f"config.train.batch_size={batch_size} is not divisible by the {data} devices of "
             f"parallel.data; the nearest that is: {max(round(batch_size / data), 1) * data}"
         )
-    grid = np.asarray(devices[: data * model]).reshape(data, model)
+    if data * model % processes:
+        raise ConfigError(
+            f"config.parallel.data={data} x parallel.model={model} devices are no equal share of "
+            f"{processes} processes; set parallel.data to 0 for all {len(devices)} devices"
+        )
+    share = data * model // processes
+    own = [[d for d in devices if d.process_index == index] for index in range(processes)]
+    chosen = [device for each in own for device in each[:share]]
+    grid = np.asarray(chosen).reshape(data, model)
     if mapper == "pmap":
         return Parallel(mapper, Mesh(grid[:, 0], (DATA,), axis_types=(AxisType.Auto,)))
     return Parallel(mapper, Mesh(grid, (DATA, MODEL), axis_types=(AxisType.Auto,) * 2))

@@ -32,13 +32,14 @@ def write_projector(experiment: Experiment, variables: PyTree, folder: pathlib.P
     popularity_N = experiment.popularity_N
     rows = np.flatnonzero(experiment.rankable_mask_N)
     rows = rows[np.argsort(-popularity_N[rows], kind="stable")[:LARGEST]]
-    item_NxD = np.asarray(experiment.scorer.embed_corpus(variables, experiment.arrays))
+    embed = experiment.scorer.embed_items
+    item_CxD = np.asarray(embed(variables, experiment.arrays, rows.astype(np.int32)))
     columns = item_columns(experiment.dataset, rows, popularity_N)
     lines = [columns, *zip(*columns.values(), strict=True)]
     text = "".join("\t".join(map(_escaped, line)) + "\n" for line in lines)
     write_file(folder / "items.tsv", text)
-    write_file(folder / "items.bytes", _tensor_bytes(item_NxD[rows]))
-    write_file(folder / "projector_config.pbtxt", _config(len(rows), item_NxD.shape[1]))
+    write_file(folder / "items.bytes", _tensor_bytes(item_CxD))
+    write_file(folder / "projector_config.pbtxt", _config(len(rows), item_CxD.shape[1]))
 
 
 def item_columns(

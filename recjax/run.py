@@ -22,6 +22,7 @@ from recjax.evaluate import Evaluation
 from recjax.experiment import Experiment, load_data, make_experiment
 from recjax.loop import restore_best, variables_of
 from recjax.measure import evaluate_model, model_ranker, protocol_of
+from recjax.processes import check_shared, is_first
 from recjax.summary import describe, report
 from recjax.train import check_workdir, train_experiment
 from recjax.writer import Sink
@@ -195,6 +196,8 @@ def train_until(
     """As `train`, but asks `should_stop` before every step: if true, saves and returns None."""
     if workdir:
         check_workdir(config, pathlib.Path(workdir))
+    check_shared(workdir)
+    quiet = quiet or not is_first()
     experiment = make_experiment(config, dataset)
     path = pathlib.Path(workdir or tempfile.mkdtemp(prefix="recjax-"))
 
@@ -207,7 +210,8 @@ def train_until(
     if not finished:
         return None
     run = open_run(experiment, path)
-    show(report(experiment, path))
+    if is_first():  # who wrote what is read here
+        show(report(experiment, path))
     return run
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,8 @@ from recjax.data.encode import Encoder
 from recjax.models.corpus import encode_corpus
 from recjax.models.retrieval import RetrievalModel
 from recjax.ops.topk import top_k
+from recjax.parallel import Parallel
+from recjax.scoring_sharded import ShardedScorer
 
 PyTree = Any
 
@@ -28,12 +30,16 @@ class Scorer:
       encoder: gathers its inputs.
       num_items: N, items of the data set.
       chunk: items encoded at a time.
+      parallel: the devices that variables and arrays lie on; None for one device.
+      sharded: tables whose rows are split over its model axis.
     """
 
     model: RetrievalModel
     encoder: Encoder
     num_items: int
     chunk: int = 8192
+    parallel: Parallel | None = None
+    sharded: tuple[str, ...] = ()
 
     @functools.cached_property
     def embed_queries(self) -> Callable[[PyTree, PyTree, PyTree], Float[Array, "B D"]]:
@@ -43,20 +49,24 @@ class Scorer:
             inputs = self.encoder.query_inputs(arrays, batch)
             return self.model.apply(variables, inputs, method="embed_query")
 
-        return jax.jit(embed)
+        return self._jit(embed)
 
     @functools.cached_property
-    def embed_corpus(self) -> Callable[[PyTree, PyTree], Float[Array, "N D"]]:
-        """(variables, arrays) -> embeddings of every item [N, D]."""
+    def embed_items(self) -> Callable[[PyTree, PyTree, Any], Float[Array, "C D"]]:
+        """(variables, arrays, item positions [C]) -> their embeddings [C, D]."""
 
-        def embed(variables, arrays):
+        def embed(variables, arrays, item_C):
             def encode(item_C: Array) -> Any:
                 inputs = self.encoder.item_inputs(arrays, item_C)
                 return self.model.apply(variables, inputs, method="embed_items")
 
-            return encode_corpus(encode, jnp.arange(self.num_items), self.chunk)
+            return encode_corpus(encode, item_C, self.chunk)
 
-        return jax.jit(embed)
+        return self._jit(embed)
+
+    def embed_corpus(self, variables: PyTree, arrays: PyTree) -> Float[Array, "N D"]:
+        """Embeddings of every item [N, D], whole on each device."""
+        return self.embed_items(variables, arrays, np.arange(self.num_items, dtype=np.int32))
 
     @functools.cached_property
     def _rank(self) -> Callable[..., tuple[Array, Array]]:
@@ -75,20 +85,38 @@ class Scorer:
 
         return jax.jit(rank, static_argnames="k")
 
+    @functools.cached_property
+    def _on_shards(self) -> ShardedScorer:
+        assert self.parallel is not None
+        return ShardedScorer(
+            self.model, self.encoder, self.num_items, self.chunk, self.parallel, self.sharded
+        )
+
     def ranker(self, variables: PyTree, arrays: PyTree, mask_N: Bool[np.ndarray, "N"]) -> Ranker:
         """Ranks the corpus: (batch, seen_BxS, k) -> (scores [B, K], item positions [B, K]).
+
+        On several devices queries are split over 'data' and items over 'model', and every device
+        gets the whole result.
 
         Args:
           variables: of the model.
           arrays: the encoder's, on the device.
           mask_N: the items that may be ranked.
         """
+        if self.parallel is not None and not self.parallel.is_one_device:
+            return self._on_shards.ranker(variables, arrays, mask_N)
         item_NxD = self.embed_corpus(variables, arrays)
         mask = jnp.asarray(mask_N)
 
         def rank(
-            batch: dict[str, np.ndarray], seen_BxS: Int[np.ndarray, "B S"], k: int
+            batch: Mapping[str, np.ndarray], seen_BxS: Int[np.ndarray, "B S"], k: int
         ) -> tuple[Array, Array]:
             return self._rank(variables, arrays, item_NxD, mask, batch, seen_BxS, k=k)
 
         return rank
+
+    def _jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Compiled; on several devices each gets the whole result, so every process can read it."""
+        if self.parallel is None or self.parallel.is_one_device:
+            return jax.jit(function)
+        return jax.jit(function, out_shardings=self.parallel.whole)

@@ -25,6 +25,7 @@ from recjax.errors import ConfigError
 from recjax.experiment import Experiment, make_experiment
 from recjax.loop import Loop
 from recjax.parallel import Parallel
+from recjax.processes import check_shared, is_first
 from recjax.progress import Progress
 from recjax.run import Run, open_run
 from recjax.summary import describe
@@ -97,6 +98,8 @@ def train_seeds_until(
     experiment = make_experiment(_with_seed(config, seeds[0]), dataset)
     experiments = {seed: experiment.with_seed(seed) for seed in seeds}
     together = _is_together(mode, experiment.parallel, seeds)
+    check_shared(workdir)
+    quiet = quiet or not is_first()
     path = pathlib.Path(workdir or tempfile.mkdtemp(prefix="recjax-"))
     folders = {seed: _folder(path, seed) for seed in seeds}
 

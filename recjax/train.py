@@ -3,7 +3,8 @@
 import contextlib
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from recjax.checkpoint import Checkpointer
@@ -21,6 +22,7 @@ from recjax.files import write_file
 from recjax.hparams import best_results, write_session
 from recjax.loop import Loop, restore_best, variables_of
 from recjax.measure import protocol_of, write_test_results
+from recjax.processes import check_same, is_first, is_loss
 from recjax.projector import write_projector
 from recjax.writer import MetricsWriter, Sink
 
@@ -37,10 +39,14 @@ def train_experiment(
 ) -> bool:
     """Trains until the last step, resuming what `workdir` holds, and tests the best checkpoint.
 
+    Where several processes train, each calls this; the first one alone writes into the workdir,
+    but for the checkpoints, which all write.
+
     Args:
       experiment: what is trained.
-      workdir: where everything is left.
-      should_stop: asked before every step; if true, the state is saved and training ends.
+      workdir: where everything is left; the same for all processes.
+      should_stop: asked before every step; if true, the state is saved and training ends. One of
+        several processes that is told to stop ends all, a step later.
       quiet: show no progress.
       sinks: that get every metric and timing too; closed when training ends, however it ends.
 
@@ -52,13 +58,17 @@ def train_experiment(
       DivergenceError: the loss is no longer finite.
     """
     config = experiment.config
-    writer = MetricsWriter(workdir, config.log.tensorboard, sinks)
+    check_same(_fingerprint(experiment), "config or data")
+    checkpoints = workdir / "checkpoints"
     with contextlib.ExitStack() as stack:
+        if not is_first():  # takes the same path, so that it is missed in no computation of all
+            workdir = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        writer = MetricsWriter(workdir, config.log.tensorboard, sinks)
         stack.enter_context(contextlib.closing(writer))
         prepare_workdir(experiment, workdir)
         (workdir / COST).unlink(missing_ok=True)  # finished no longer, until it ends again
-        checkpointer = Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep)
-        stack.enter_context(contextlib.closing(checkpointer))
+        checkpointer = Checkpointer(checkpoints, keep=config.checkpoint.keep)
+        stack.enter_context(_closing(checkpointer))
         last = Loop(experiment, workdir, writer, checkpointer).run(should_stop, quiet)
         if last is None:
             return False
@@ -85,6 +95,22 @@ def _write_dashboards(
     best = best_results(workdir / "metrics.jsonl", scalars, config.eval.metric, step)
     write_session(folder, flatten_config(config), best, step=step)
     write_projector(experiment, variables, folder)
+
+
+@contextlib.contextmanager
+def _closing(checkpointer: Checkpointer) -> Iterator[None]:
+    """Closes it, but not where it would wait for a process that is gone."""
+    try:
+        yield
+    except Exception as error:
+        if not is_loss(error):
+            checkpointer.close()
+        raise
+    checkpointer.close()
+
+
+def _fingerprint(experiment: Experiment) -> str:
+    return config_to_json(experiment.config) + json.dumps(protocol_of(experiment))
 
 
 def check_workdir(config: Config, workdir: pathlib.Path) -> None:

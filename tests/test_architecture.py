@@ -12,7 +12,7 @@ FILES = sorted((ROOT / "recjax").rglob("*.py"))
 # From the top down. A module may import what stands below it or beside it; a folder stands for
 # all its modules, and the package for its __init__.
 LAYERS = (
-    {"recjax.main", "recjax.sweep", "recjax.report"},
+    {"recjax.main", "recjax.sweep", "recjax.report", "recjax.prepare"},
     {"recjax"},
     {"recjax.sweeps", "recjax.reports", "recjax.seeds"},
     {"recjax.run"},
@@ -20,7 +20,9 @@ LAYERS = (
     {"recjax.cost", "recjax.measure", "recjax.projector"},
     {"recjax.experiment"},
     {"recjax.step", "recjax.evaluate", "recjax.scoring", "recjax.diagnostics", "recjax.checks"},
+    {"recjax.scoring_sharded", "recjax.layout"},
     {"recjax.objective"},
+    {"recjax.corpus"},
     {"recjax.models", "recjax.losses", "recjax.optim", "recjax.baselines", "recjax.tables"},
     {
         "recjax.data",
@@ -38,6 +40,7 @@ LAYERS = (
         "recjax.hparams",
         "recjax.metrics",
         "recjax.parallel",
+        "recjax.processes",
         "recjax.progress",
         "recjax.signals",
         "recjax.slices",
@@ -111,7 +114,7 @@ def test_a_module_imports_nothing_above_it(module):
 
 
 def test_imports_have_no_circle():
-    assert GRAPH["recjax.checkpoint"] == {"recjax.errors"}
+    assert GRAPH["recjax.checkpoint"] == {"recjax.errors", "recjax.processes"}
     graph = {
         module: {name for name in names if (module, name) not in UPWARD}
         for module, names in GRAPH.items()

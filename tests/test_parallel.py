@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from recjax.errors import ConfigError
-from recjax.parallel import describe_devices, make_parallel, select_accelerator
+from recjax.parallel import choose_model, describe_devices, make_parallel, select_accelerator
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,20 @@ def test_each_device_gets_its_own_rows_of_the_batch(mapper):
     state, metrics = mapped(state, batch, arrays)
     assert int(state) == 2
     assert metrics["rows"].tolist() == list(range(16))
+
+
+@pytest.mark.parametrize(
+    ("gib", "data", "model"),
+    [(8.0, 0, 1), (4.0, 0, 2), (2.0, 0, 4), (1.0, 0, 8), (0.1, 0, 8), (1.0, 4, 2)],
+)
+def test_tables_are_split_over_the_fewest_devices_that_hold_them(gib, data, model):
+    assert choose_model(8 * 2**30, "shard_map", data, gib) == model
+    assert choose_model(8 * 2**30, "pmap", data, gib) == 1
+
+
+def test_a_small_table_is_not_split_and_the_rows_of_one_process_are_all():
+    assert choose_model(2**20, "shard_map", 0, 0.0) == 1
+    assert make_parallel("shard_map", 4, 2, 16).local_rows(16) == slice(0, 16)
 
 
 def test_devices_are_described():

@@ -88,7 +88,7 @@ def test_only_as_many_items_are_recommended_as_there_are(run):
 
 def test_a_user_whom_the_model_cannot_serve_gets_nothing(run):
     data = run.experiment.dataset
-    cold = np.setdiff1d(np.arange(data.users.size), run.experiment.examples.train.user)
+    cold = np.flatnonzero(run.experiment.examples.count_U == 0)
     assert len(cold)
     assert run.recommend(data.users.ids[cold]).is_empty()
     assert run.recommend([]).is_empty()

@@ -58,6 +58,20 @@ def test_chunks_change_no_embedding():
 
 
 @pytest.mark.parametrize("case", ["softmax", "rows"])
+def test_a_device_holds_a_quarter_of_the_tables_and_of_the_corpus(case):
+    experiment, variables, _ = made(case, 2, 4)
+    item_MxD = experiment.scorer._on_shards.embed_corpus(variables, experiment.arrays)
+    tables = {**variables["tables"], **variables["params"]["embedding"], "corpus": item_MxD}
+    split = [*experiment.step.objective.sharded, "corpus"]
+    assert len(split) > 1
+    for name in split:
+        for shard in tables[name].addressable_shards:
+            assert 4 * shard.data.nbytes == tables[name].nbytes, name
+    expected = experiment.scorer.embed_corpus(variables, experiment.arrays)
+    np.testing.assert_allclose(np.asarray(item_MxD)[:51], expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("case", ["softmax", "rows"])
 def test_tables_split_over_devices_rank_alike(case):
     rankings = []
     for devices in ((1, 1), (4, 2)):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from recjax.data.dataset import Categorical, Dataset, Dense, Interactions
+from recjax.data.dataset import Categorical, Column, Dataset, Dense, Interactions
 from recjax.errors import DataError
 
 DERIVED = ("time_since_last", "hour", "day", "user_count", "last_watch_time")
@@ -66,34 +66,30 @@ class ContextReader:
       names: the features.
       time_M: float64, times of the known interactions, sorted within a user; None without names.
       watch_time_M: float32, their watch times, NaN where missing; None if not asked for.
-      columns: context columns at the requests: float32, one value a request.
+      columns: the context columns, by rows of the interactions that requests are rows of.
     """
 
     names: tuple[str, ...] = ()
     time_M: np.ndarray | None = None
     watch_time_M: np.ndarray | None = None
-    columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    columns: Mapping[str, Column] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def build(
-        cls,
-        names: Sequence[str],
-        known: Interactions,
-        requests: Interactions,
-        request_rows: Int[np.ndarray, "R"],
+        cls, names: Sequence[str], known: Interactions, requests: Interactions
     ) -> "ContextReader":
-        """A reader whose past is `known` and whose requests are rows of `requests`; -1 is none."""
+        """A reader whose past is `known` and whose requests are rows of `requests`."""
         watch_time = known.columns[WATCH_TIME] if "last_watch_time" in names else None
         return cls(
             names=tuple(names),
             time_M=known.time,
             watch_time_M=watch_time.values if isinstance(watch_time, Dense) else None,
-            columns={n: _column(requests, n, request_rows) for n in names if n not in DERIVED},
+            columns={n: requests.columns[n] for n in names if n not in DERIVED},
         )
 
     def read(
         self,
-        request_B: Int[np.ndarray, "B"],
+        row_B: Int[np.ndarray, "B"],
         time_B: Float[np.ndarray, "B"],
         start_B: Int[np.ndarray, "B"],
         end_B: Int[np.ndarray, "B"],
@@ -101,7 +97,7 @@ class ContextReader:
         """{`context/name`: float32 [B]} in seconds, hours, days or counts; NaN where missing.
 
         Args:
-          request_B: positions of the requests among the reader's requests.
+          row_B: rows of the requests; -1 for one that is no row.
           time_B: unix seconds of the requests; NaN where there is none.
           start_B: position of the user's first known interaction.
           end_B: one past the user's last known interaction before the request.
@@ -115,7 +111,7 @@ class ContextReader:
         }
         return {
             f"context/{name}": (
-                read[name]().astype(np.float32) if name in read else self.columns[name][request_B]
+                read[name]().astype(np.float32) if name in read else _at(self.columns[name], row_B)
             )
             for name in self.names
         }
@@ -154,13 +150,14 @@ def _readable(name: str, columns: Mapping) -> bool:
     return not named_otherwise and isinstance(columns.get(name), Dense | Categorical)
 
 
-def _column(requests: Interactions, name: str, request_rows: np.ndarray) -> np.ndarray:
-    column = requests.columns[name]
-    if isinstance(column, Categorical):
-        values = np.where(column.codes < 0, np.nan, column.codes).astype(np.float32)
-    else:
-        assert isinstance(column, Dense)
-        values = column.values.astype(np.float32)
+def _at(column: Column, row_B: np.ndarray) -> np.ndarray:
+    """The numbers or codes of a column, float32; NaN where missing or where the row is -1."""
+    assert isinstance(column, Categorical | Dense)
+    values = column.codes if isinstance(column, Categorical) else column.values
     if not values.size:
-        return np.full(len(request_rows), np.nan, np.float32)
-    return np.where(request_rows < 0, np.float32(np.nan), values.take(request_rows, mode="clip"))
+        return np.full(len(row_B), np.nan, np.float32)
+    value_B = values.take(row_B, mode="clip").astype(np.float32)
+    missing_B = row_B < 0
+    if isinstance(column, Categorical):
+        missing_B = missing_B | (value_B < 0)
+    return np.where(missing_B, np.float32(np.nan), value_B)

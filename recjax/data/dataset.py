@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -142,24 +142,37 @@ class Interactions:
         negatives: ItemLists | None = None,
     ) -> "Interactions":
         """Sorts rows given in the order of the source; ties in time keep that order."""
-        order = np.argsort(user, kind="stable") if time is None else np.lexsort((time, user))
+        order = order_rows(user, time)
         return cls(
             user=user[order].astype(np.int32),
             item=item[order].astype(np.int32),
-            offsets=_offsets(user, num_users),
+            offsets=offsets_of(user, num_users),
             time=None if time is None else time[order].astype(np.float64),
             columns={name: column.take(order) for name, column in (columns or {}).items()},
             part=None if part is None else part[order].astype(np.int8),
             negatives=None if negatives is None else negatives.take(order),
         )
 
+    def between(self, users: slice, rows: slice) -> "Interactions":
+        """A run of users, counted from 0 on, and their interactions without columns or negatives.
+
+        `rows` are theirs.
+        """
+        return Interactions(
+            user=self.user[rows] - np.int32(users.start),
+            item=self.item[rows],
+            offsets=self.offsets[users.start : users.stop + 1] - rows.start,
+            time=None if self.time is None else self.time[rows],
+            part=None if self.part is None else self.part[rows],
+        )
+
     def select(self, mask_M: np.ndarray) -> "Interactions":
-        """The interactions where the mask is true, in the same order, for the same users."""
+        """The interactions where the mask is true (or of ascending rows), for the same users."""
         user = self.user[mask_M]
         return Interactions(
             user=user,
             item=self.item[mask_M],
-            offsets=_offsets(user, self.num_users),
+            offsets=offsets_of(user, self.num_users),
             time=None if self.time is None else self.time[mask_M],
             columns={name: column.take(mask_M) for name, column in self.columns.items()},
             part=None if self.part is None else self.part[mask_M],
@@ -192,6 +205,10 @@ class Dataset:
     @functools.cached_property
     def hash(self) -> str:
         """16 hex digits over every id, column and interaction: equal data, equal hash."""
+        return self.digest(_update)
+
+    def digest(self, update: "Callable[[hashlib._Hash, np.ndarray], None]") -> str:
+        """The hash, where `update` brings the bytes of each array."""
         record = dataclasses.asdict(self.schema)
         if self.schema.negatives is None:  # counts where it is set: the hash of other data stays
             del record["negatives"]
@@ -207,7 +224,7 @@ class Dataset:
         for array in arrays:
             if array is not None:
                 digest.update(f"{array.dtype.kind}{array.shape}".encode())
-                digest.update(np.ascontiguousarray(array).tobytes())
+                update(digest, array)
         return digest.hexdigest()[:16]
 
     @classmethod
@@ -241,5 +258,16 @@ class Dataset:
         )
 
 
-def _offsets(user: np.ndarray, num_users: int) -> np.ndarray:
+def order_rows(user: np.ndarray, time: np.ndarray | None) -> np.ndarray:
+    """The order by user, then time, then row."""
+    return np.argsort(user, kind="stable") if time is None else np.lexsort((time, user))
+
+
+def offsets_of(user: np.ndarray, num_users: int) -> np.ndarray:
+    """Where each user's rows begin, and where the last's end, once they are sorted: int64."""
     return np.concatenate([[0], np.cumsum(np.bincount(user, minlength=num_users))]).astype(np.int64)
+
+
+def _update(digest: "hashlib._Hash", array: np.ndarray) -> None:
+    if array.size:
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -9,8 +9,9 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float64, Int
+from jaxtyping import Float64, Int, Int64
 
+from recjax.data.blocks import count_by_user_and_item, owners, user_blocks
 from recjax.data.context import WATCH_TIME, ContextReader, check_context
 from recjax.data.dataset import Dataset, Interactions
 from recjax.data.hashing import random_bits, to_uniform
@@ -75,25 +76,32 @@ class NextItemExamples(TrainExamples):
     """One example per training interaction: its item, from what the user did before it.
 
     Attributes:
-      train: the training interactions.
+      rows: interactions in which those of training come first among each user's.
       num_items: N.
-      position_E: int64, the example's place among the training interactions.
-      histories: of the training interactions.
+      count_U: int64, each user's training interactions.
+      min_history: the earlier training interactions that an example needs.
+      histories: of `rows`.
       context: reads the context features.
       negatives: reads those of the interaction.
     """
 
-    train: Interactions
+    rows: Interactions
     num_items: int
-    position_E: np.ndarray
+    count_U: np.ndarray
+    min_history: int
     histories: Histories
     context: ContextReader
     negatives: NegativeReader
 
+    @functools.cached_property
+    def _first_example_U(self) -> Int64[np.ndarray, "_"]:
+        """Each user's first example, and one past the last user's last."""
+        return np.concatenate([[0], np.cumsum(np.maximum(self.count_U - self.min_history, 0))])
+
     @property
     def size(self) -> int:
         """Number of examples of an epoch."""
-        return len(self.position_E)
+        return int(self._first_example_U[-1])
 
     @property
     def labels_per_example(self) -> int:
@@ -103,29 +111,38 @@ class NextItemExamples(TrainExamples):
     @functools.cached_property
     def label_frequency_N(self) -> Float64[np.ndarray, "N"]:
         """Share of the examples whose label is each item."""
-        labels_E = self.train.item[self.position_E]
-        return np.bincount(labels_E, minlength=self.num_items) / self.size
+        count_N = np.zeros(self.num_items, np.int64)
+        for users, rows in user_blocks(self.rows.offsets):
+            owner = owners(self.rows.offsets, users)
+            place = np.arange(rows.start, rows.stop) - self.rows.offsets[users][owner]
+            is_label = (place >= self.min_history) & (place < self.count_U[users][owner])
+            labels = self.rows.item[rows][is_label]
+            count_N += np.bincount(labels, minlength=self.num_items)
+        return count_N / self.size
 
     def batch(
         self, indices_B: Int[np.ndarray, "B"], *, seed: int, epoch: int
     ) -> dict[str, np.ndarray]:
         """See `TrainExamples.batch`."""
-        position_B = self.position_E[indices_B]
-        user_B = self.train.user[position_B]
-        start_B = self.train.offsets[user_B]
-        batch = {"user": user_B, "history": self.histories.before(start_B, position_B)}
+        user_B = np.searchsorted(self._first_example_U, indices_B, side="right") - 1
+        start_B = self.rows.offsets[user_B]
+        position_B = start_B + self.min_history + indices_B - self._first_example_U[user_B]
+        batch = {
+            "user": user_B.astype(np.int32),
+            "history": self.histories.before(start_B, position_B),
+        }
         if self.context.names:
-            assert self.train.time is not None
-            time_B = self.train.time[position_B]
-            batch |= self.context.read(indices_B, time_B, start_B, position_B)
+            assert self.rows.time is not None
+            time_B = self.rows.time[position_B]
+            batch |= self.context.read(position_B, time_B, start_B, position_B)
         batch |= self.negatives.read(position_B, indices_B, seed=seed, epoch=epoch)
-        label_BxP = self.train.item[position_B][:, None]
+        label_BxP = self.rows.item[position_B][:, None]
         label_weight_BxP = np.ones(label_BxP.shape, np.float32)
         return batch | _labelled(label_BxP, label_weight_BxP, np.ones(len(indices_B), np.float32))
 
     def describe(self) -> str:
         """One line for people."""
-        users = len(np.unique(self.train.user[self.position_E]))
+        users = np.count_nonzero(np.diff(self._first_example_U))
         return (
             f"{self.size:,} next_item examples of {users:,} users, "
             f"past of up to {self.histories.windows.shape[1]}, "
@@ -271,9 +288,12 @@ def make_train_examples(
         )
     check_context(dataset, context)
     every = slim(dataset.interactions, context, negatives=negatives)
-    train = every.select(split.part_M == TRAIN)
-    if not train.size:
+    mask_M = split.part_M == TRAIN
+    count_U, _ = count_by_user_and_item(every, mask_M, dataset.items.size)
+    if not count_U.any():
         raise DataError(f"{dataset.name}: the split {split.name!r} has no training interactions")
+    in_place = labels == "next_item" and not negatives and _comes_first(every, mask_M, count_U)
+    train = every if in_place else every.select(mask_M)
     reader = NegativeReader()
     if negatives:
         owner_M = train.user if labels == "multi_hot" else np.arange(train.size)
@@ -293,21 +313,31 @@ def make_train_examples(
             weight_power=weight_power,
             negatives=reader,
         )
-    earlier_M = np.arange(train.size) - train.offsets[train.user]
-    position_E = np.flatnonzero(earlier_M >= min_history)
-    if not position_E.size:
+    examples = NextItemExamples(
+        rows=train,
+        num_items=dataset.items.size,
+        count_U=count_U,
+        min_history=min_history,
+        histories=Histories.build(train.item, history_length),
+        context=ContextReader.build(context, train, train),
+        negatives=reader,
+    )
+    if not examples.size:
         raise DataError(
             f"{dataset.name}: no training interaction has {min_history} earlier ones of its user; "
             "lower config.examples.min_history"
         )
-    return NextItemExamples(
-        train=train,
-        num_items=dataset.items.size,
-        position_E=position_E,
-        histories=Histories.build(train.item, history_length),
-        context=ContextReader.build(context, train, train, position_E),
-        negatives=reader,
-    )
+    return examples
+
+
+def _comes_first(every: Interactions, mask_M: np.ndarray, count_U: np.ndarray) -> bool:
+    """Whether each user's interactions where the mask is true come before all others."""
+    for users, rows in user_blocks(every.offsets):
+        owner = owners(every.offsets, users)
+        place = np.arange(rows.start, rows.stop) - every.offsets[users][owner]
+        if not np.array_equal(mask_M[rows], place < count_U[users][owner]):
+            return False
+    return True
 
 
 def check_history(dataset: Dataset, history: str, history_length: int) -> None:

@@ -26,8 +26,8 @@ def read_bytes(path: str | Path) -> bytes:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def decode(data: bytes, path: str | Path) -> str:
-    """UTF-8 text.
+def decode(data: bytes, path: str | Path, line: int = 1) -> str:
+    """UTF-8 text; `line` is the number of its first line in the file.
 
     Raises:
       DataError: it is not, naming the line.
@@ -35,7 +35,7 @@ def decode(data: bytes, path: str | Path) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line += data.count(b"\n", 0, error.start)
         raise DataError(f"{path}, line {line}: not UTF-8 text ({error.reason})") from error
 
 

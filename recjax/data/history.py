@@ -5,33 +5,43 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32
 
+_SORTED = 1 << 24  # rows
+
 
 @dataclasses.dataclass(frozen=True)
 class Histories:
     """Rows of items in which the L before any position are one slice.
 
     Attributes:
-      windows: int32 [M + 1, L], a view: row p is the L items before position p, whoever they
-        belong to, -1 before the first.
+      item_M: int32, the items; at least L.
+      windows: int32 [M - L + 1, L], a view: row p holds items p..p+L-1, whoever they belong to.
     """
 
+    item_M: np.ndarray
     windows: np.ndarray
 
     @classmethod
     def build(cls, item_M: Int32[np.ndarray, "M"], length: int) -> "Histories":
-        """Histories of up to `length` of the items; memory is one copy of item_M."""
+        """Histories of up to `length` of the items, which are not copied."""
         if length == 0:
-            return cls(np.zeros((len(item_M) + 1, 0), np.int32))
-        padded = np.concatenate([np.full(length, -1, np.int32), item_M])
-        return cls(np.lib.stride_tricks.sliding_window_view(padded, length))
+            return cls(item_M, np.zeros((len(item_M) + 1, 0), np.int32))
+        if len(item_M) < length:
+            item_M = np.concatenate([item_M, np.full(length - len(item_M), -1, np.int32)])
+        return cls(item_M, np.lib.stride_tricks.sliding_window_view(item_M, length))
 
     def before(
         self, start_B: Int[np.ndarray, "B"], end_B: Int[np.ndarray, "B"]
     ) -> Int32[np.ndarray, "B L"]:
         """The latest L items of positions start..end-1: the oldest first, -1 on the left."""
-        history_BxL = self.windows[end_B]
-        absent_B = history_BxL.shape[1] - (end_B - start_B)
-        column_L = np.arange(history_BxL.shape[1])
+        length = self.windows.shape[1]
+        first_B = end_B - length
+        history_BxL = self.windows[np.maximum(first_B, 0)]
+        column_L = np.arange(length)
+        early = np.flatnonzero(first_B < 0)  # their windows would begin before the first item
+        if early.size and length:
+            place = first_B[early][:, None] + column_L[None, :]
+            history_BxL[early] = self.item_M.take(place, mode="clip")
+        absent_B = length - (end_B - start_B)
         np.copyto(history_BxL, np.int32(-1), where=column_L[None, :] < absent_B[:, None])
         return history_BxL
 
@@ -51,7 +61,15 @@ def drop_items(
 def distinct_rows(
     user_M: Int[np.ndarray, "M"], item_M: Int[np.ndarray, "M"], *, keep: str
 ) -> Bool[np.ndarray, "M"]:
-    """True at one row of each (user, item): the `first` or the `last` of its rows."""
+    """True at one row of each (user, item): the `first` or the `last` of its rows.
+
+    Users are sorted, and more than memory should sort at once go in parts.
+    """
+    if len(user_M) > _SORTED and user_M[0] != user_M[-1]:
+        middle = user_M[len(user_M) // 2]
+        cut = int(np.searchsorted(user_M, middle)) or int(np.searchsorted(user_M, middle, "right"))
+        halves = (slice(0, cut), slice(cut, len(user_M)))
+        return np.concatenate([distinct_rows(user_M[h], item_M[h], keep=keep) for h in halves])
     pair_M = user_M.astype(np.int64) * (int(item_M.max(initial=0)) + 1) + item_M
     order_M = np.argsort(pair_M, kind="stable")
     sorted_M = pair_M[order_M]

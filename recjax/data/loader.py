@@ -10,8 +10,10 @@ import grain
 import numpy as np
 
 from recjax.data.examples import TrainExamples
+from recjax.data.shuffle import shuffled
 
 _MAX_THREADS = 2
+_KEPT = 1 << 26  # examples whose order is kept in memory, 256 MiB an epoch
 
 
 def steps_per_epoch(size: int, batch_size: int) -> int:
@@ -27,11 +29,13 @@ class Batches:
       examples: what batches are made of.
       batch_size: rows of every batch.
       seed: of the order and of what is random in an example.
+      rows: those of the batch that are made: a process's share; None for all.
     """
 
     examples: TrainExamples
     batch_size: int
     seed: int
+    rows: slice | None = None
 
     @property
     def per_epoch(self) -> int:
@@ -46,16 +50,19 @@ class Batches:
         _ = self._orders  # made here, in one thread
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
-        """The global batch of a step; rows that pad the epoch's last one have weight 0."""
+        """The rows of a step's global batch; those that pad the epoch's last one have weight 0."""
         epoch, place = divmod(int(step), self.per_epoch)
-        order = self._orders.of(epoch)
-        indices_B = order[place * self.batch_size : (place + 1) * self.batch_size]
+        first = place * self.batch_size
+        indices_B = self._orders.read(epoch, first, first + self.batch_size)
         real = len(indices_B)
         padding = np.full(self.batch_size - real, indices_B[0], indices_B.dtype)
-        batch = self.examples.batch(
-            np.concatenate([indices_B, padding]), seed=self.seed, epoch=epoch
-        )
-        batch["weight"][real:] = 0.0
+        indices_B = np.concatenate([indices_B, padding])
+        index_B = np.arange(self.batch_size, dtype=np.int32)
+        if self.rows is not None:
+            indices_B, index_B = indices_B[self.rows], index_B[self.rows]
+        batch = self.examples.batch(indices_B, seed=self.seed, epoch=epoch)
+        batch["index"] = index_B
+        batch["weight"][index_B >= real] = 0.0
         return batch
 
 
@@ -67,6 +74,7 @@ def make_batches(
     start: int,
     stop: int,
     prefetch: int,
+    rows: slice | None = None,
 ) -> Generator[dict[str, np.ndarray], None, None]:
     """The batches of steps start..stop-1, made ahead in threads that end with the iterator.
 
@@ -77,8 +85,9 @@ def make_batches(
       start: the first step; a resumed run gets what the run never stopped would have got.
       stop: one past the last step.
       prefetch: batches made ahead; 0 makes each when it is asked for.
+      rows: those of each batch that are made; None for all.
     """
-    batches = Batches(examples, batch_size, seed)
+    batches = Batches(examples, batch_size, seed, rows)
     options = grain.ReadOptions(
         num_threads=min(prefetch, _MAX_THREADS), prefetch_buffer_size=prefetch
     )
@@ -88,7 +97,10 @@ def make_batches(
 
 
 class _Orders:
-    """One permutation an epoch; keeps two, for the threads on either side of an epoch's end."""
+    """One permutation an epoch; keeps two, for the threads on either side of an epoch's end.
+
+    Of very many examples none is kept: each place is computed when it is read.
+    """
 
     def __init__(self, size: int, seed: int):
         self._size = size
@@ -96,7 +108,14 @@ class _Orders:
         self._lock = threading.Lock()
         self._kept: dict[int, np.ndarray] = {}
 
-    def of(self, epoch: int) -> np.ndarray:
+    def read(self, epoch: int, first: int, end: int) -> np.ndarray:
+        """The examples at places first..end-1."""
+        if self._size > _KEPT:
+            places = np.arange(first, min(end, self._size))
+            return shuffled(places, self._size, self._seed, epoch)
+        return self._of(epoch)[first:end]
+
+    def _of(self, epoch: int) -> np.ndarray:
         with self._lock:
             if epoch not in self._kept:
                 key = (epoch << 64) | (self._seed % 2**64)

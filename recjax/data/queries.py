@@ -9,8 +9,9 @@ from jaxtyping import Bool, Int, Int32
 from recjax.data.context import ContextReader, check_context
 from recjax.data.dataset import Dataset, Interactions
 from recjax.data.examples import check_history, slim
+from recjax.data.hashing import mix
 from recjax.data.history import Histories, distinct_rows
-from recjax.data.split import TRAIN, Split
+from recjax.data.split import TRAIN, Split, hash_ids
 from recjax.errors import ConfigError, DataError
 
 SEEN_POLICIES = ("known", "train", "none")
@@ -29,6 +30,7 @@ class EvalQueries:
       user_in_training_Q: bool, whether training has any interaction of the user.
       time_Q: float64, unix seconds of the request: the first target's; NaN where there is none.
       past_end_Q: int64, one past the user's last known interaction before the request.
+      request_Q: int64, the row of the request among all interactions; -1 for now.
       context: reads the context features.
       histories: of the interactions that the history policy takes.
       history_start_Q: int64, where the user's begin in `histories`.
@@ -45,6 +47,7 @@ class EvalQueries:
     user_in_training_Q: np.ndarray
     time_Q: np.ndarray
     past_end_Q: np.ndarray
+    request_Q: np.ndarray
     context: ContextReader
     histories: Histories
     history_start_Q: np.ndarray
@@ -66,7 +69,10 @@ class EvalQueries:
             "user": user_B,
             "history": self.histories.before(self.history_start_Q[rows], self.history_end_Q[rows]),
         } | self.context.read(
-            rows, self.time_Q[rows], self.known.offsets[user_B], self.past_end_Q[rows]
+            self.request_Q[rows],
+            self.time_Q[rows],
+            self.known.offsets[user_B],
+            self.past_end_Q[rows],
         )
 
     def seen_targets(self, policy: str) -> Bool[np.ndarray, " T"]:
@@ -114,6 +120,7 @@ def make_queries(
     history: str,
     history_length: int,
     context: Sequence[str] = (),
+    max_queries: int = 0,
 ) -> EvalQueries:
     """One query for each user with interactions to be predicted, asked at the first of them.
 
@@ -127,6 +134,8 @@ def make_queries(
       history: `past` (known interactions in order) or `profile` (distinct known items).
       history_length: L, the latest that are kept; 0 for none.
       context: names of context features (see `available_context`).
+      max_queries: above 0: of more users, so many are asked, drawn by a hash of their ids, so that
+        `valid` and `test` ask the same ones.
 
     Raises:
       ConfigError: an unknown history policy, or `valid` of a split that trains on it.
@@ -145,6 +154,11 @@ def make_queries(
         raise DataError(
             f"{dataset.name}: the split {split.name!r} has nothing to predict in {part!r}"
         )
+    if max_queries:
+        user_T = np.searchsorted(every.offsets, target, side="right") - 1
+        asked_U = np.zeros(every.num_users, bool)
+        asked_U[_draw_users(dataset, np.unique(user_T), max_queries)] = True
+        target = target[asked_U[user_T]]
     target = target[distinct_rows(every.user[target], every.item[target], keep="first")]
     user_Q, first_Q, count_Q = np.unique(every.user[target], return_index=True, return_counts=True)
     offsets = np.concatenate([[0], np.cumsum(count_Q)])
@@ -228,11 +242,11 @@ def _queries(
     """Queries at the rows request_Q of every interaction; None: after the last of each user."""
     asked_U = np.zeros(every.num_users, bool)
     asked_U[user_Q] = True
-    asked_M = asked_U[every.user]
+    asked_M = np.repeat(asked_U, np.diff(every.offsets))
     known_M, train_M = known_M & asked_M, train_M & asked_M
-    known = every.select(known_M)
+    known = _select(every, known_M)
     distinct = _distinct(known)
-    trained = distinct if np.array_equal(known_M, train_M) else _distinct(every.select(train_M))
+    trained = distinct if np.array_equal(known_M, train_M) else _distinct(_select(every, train_M))
     source = known if history == "past" else distinct
     if request_Q is None:
         past_end_Q = known.offsets[user_Q + 1]
@@ -251,7 +265,8 @@ def _queries(
         user_in_training_Q=np.diff(trained.offsets)[user_Q] > 0,
         time_Q=time_Q,
         past_end_Q=past_end_Q,
-        context=ContextReader.build(context, known, every, request_Q),
+        request_Q=request_Q,
+        context=ContextReader.build(context, known, every),
         histories=Histories.build(source.item, history_length),
         history_start_Q=source.offsets[user_Q],
         history_end_Q=past_end_Q if history == "past" else source.offsets[user_Q + 1],
@@ -260,6 +275,18 @@ def _queries(
             "train": (trained.offsets, trained.item),
         },
     )
+
+
+def _draw_users(dataset: Dataset, user_Q: np.ndarray, count: int) -> np.ndarray:
+    """Up to so many of the users: those whose ids have the lowest hashes."""
+    hash_Q = mix(hash_ids(dataset.users.ids[user_Q]), 0)
+    return user_Q[np.argsort(hash_Q, kind="stable")[:count]]
+
+
+def _select(every: Interactions, mask_M: np.ndarray) -> Interactions:
+    """The interactions where the mask is true; of few, nothing else is read."""
+    few = 4 * np.count_nonzero(mask_M) < len(mask_M)
+    return every.select(np.flatnonzero(mask_M) if few else mask_M)
 
 
 def _distinct(interactions: Interactions) -> Interactions:

@@ -10,6 +10,7 @@ from recjax.data.dataset import Dataset
 from recjax.data.download import locate_dataset
 from recjax.data.lightgcn import load_lightgcn
 from recjax.data.movielens import load_movielens
+from recjax.data.store import load_prepared
 from recjax.data.synthetic import make_synthetic
 from recjax.data.table import load_table
 from recjax.errors import ConfigError
@@ -51,6 +52,17 @@ def _read_table(name, directory, *, download, unknown_items, synthetic) -> Datas
     return load_table(directory, unknown_items=unknown_items)
 
 
+def _read_prepared(name, directory, *, download, unknown_items, synthetic) -> Dataset:
+    if download:
+        raise ConfigError("data.download is set, but data.name is 'prepared', which has no address")
+    if not directory:
+        raise ConfigError(
+            "data.dir is empty; --config.data.dir=DIR must name the --out of python -m "
+            "recjax.prepare --source=DIR --out=DIR"
+        )
+    return load_prepared(directory)
+
+
 READERS: dict[str, Callable[..., Dataset]] = {
     "synthetic": _read_synthetic,
     "movielens-100k": _read_movielens,
@@ -60,6 +72,7 @@ READERS: dict[str, Callable[..., Dataset]] = {
     "movielens-32m": _read_movielens,
     "gowalla": _read_lightgcn,
     "table": _read_table,
+    "prepared": _read_prepared,
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from recjax.data.blocks import BLOCK, by_user_block
 from recjax.data.dataset import Dataset, Interactions
 from recjax.data.hashing import mix, to_uniform
 from recjax.errors import ConfigError, DataError
@@ -16,6 +17,7 @@ from recjax.errors import ConfigError, DataError
 TRAIN, VALID, TEST, FOLD_IN, UNUSED = range(5)
 FITS = ("train", "train_and_valid")
 
+_SAMPLE = 1 << 16
 _PARTS = {"valid": VALID, "test": TEST}
 _KNOWN = {"valid": (TRAIN, FOLD_IN), "test": (TRAIN, FOLD_IN, VALID)}
 
@@ -41,7 +43,10 @@ class Split:
 
         A query reads its own user's only. For 'test' those of VALID are known too.
         """
-        return np.isin(self.part_M, _KNOWN[_check_part(part)])
+        known_M = np.zeros(len(self.part_M), bool)
+        for code in _KNOWN[_check_part(part)]:
+            known_M |= self.part_M == code
+        return known_M
 
     def target_M(self, part: str) -> np.ndarray:
         """Which interactions are to be predicted in `part` ('valid' or 'test'): bool [M]."""
@@ -106,7 +111,7 @@ def make_split(
         raise ConfigError(f"split.valid + split.test is {valid + test:g}; it must be below 1")
     if fit not in FITS:
         raise ConfigError(f"split.fit is {fit!r}; it must be one of {FITS}")
-    part_M = rule(dataset, **params).astype(np.int8)
+    part_M = rule(dataset, **params)
     wanted = {"TRAIN": TRAIN, "VALID": VALID, "TEST": TEST}
     if fit == "train_and_valid":
         params["fit"] = fit
@@ -120,19 +125,23 @@ def make_split(
                 " or other shares"
             )
     digest = hashlib.sha256(json.dumps([name, params], sort_keys=True).encode())
-    digest.update(part_M.tobytes())
+    digest.update(part_M.data)
     return Split(name=name, part_M=part_M, params=params, hash=digest.hexdigest()[:16])
 
 
 def _random(dataset: Dataset, valid: float, test: float, seed: int) -> np.ndarray:
-    return _by_share(to_uniform(_pair_hash(dataset, seed)), valid, test)
+    hash_of = _pair_hash(dataset, seed)
+    return by_user_block(
+        dataset.interactions,
+        lambda inter, users: _by_share(to_uniform(hash_of(inter, users)), valid, test),
+    )
 
 
 def _leave_one_out(dataset: Dataset) -> np.ndarray:
     inter = dataset.interactions
     _require_time(dataset, "leave_one_out")
     last = inter.offsets[1:][np.diff(inter.offsets) >= 3] - 1
-    part_M = np.full(inter.size, TRAIN)
+    part_M = np.full(inter.size, TRAIN, np.int8)
     part_M[last] = TEST
     part_M[last - 1] = VALID
     return part_M
@@ -141,62 +150,86 @@ def _leave_one_out(dataset: Dataset) -> np.ndarray:
 def _global_time(dataset: Dataset, valid: float, test: float) -> np.ndarray:
     time_M = _require_time(dataset, "global_time")
     if time_M.size == 0:
-        return np.zeros(0)
-    cuts = np.sort(time_M)[[int(time_M.size * (1 - valid - test)), int(time_M.size * (1 - test))]]
-    return np.array([TRAIN, VALID, TEST])[np.searchsorted(cuts, time_M, side="right")]
+        return np.zeros(0, np.int8)
+    places = [int(time_M.size * (1 - valid - test)), int(time_M.size * (1 - test))]
+    cuts = np.array([_nth(time_M, place) for place in places])
+    codes = np.array([TRAIN, VALID, TEST], np.int8)
+
+    def part_of(inter: Interactions, users: slice) -> np.ndarray:
+        assert inter.time is not None
+        return codes[np.searchsorted(cuts, inter.time, side="right")]
+
+    return by_user_block(dataset.interactions, part_of)
 
 
 def _strong_generalisation(
     dataset: Dataset, valid: float, test: float, fold_in: float, seed: int
 ) -> np.ndarray:
-    inter = dataset.interactions
-    count_U = np.diff(inter.offsets)
-    part_U = _by_share(to_uniform(mix(_id_hash(dataset.users.ids), seed)), valid, test)
+    every = dataset.interactions
+    count_U = np.diff(every.offsets)
+    part_U = _by_share(to_uniform(mix(hash_ids(dataset.users.ids), seed)), valid, test)
     part_U[count_U < 2] = TRAIN
-    if inter.time is None:
-        rank_M = _rank_in_user(inter, _pair_hash(dataset, seed))
-    else:
-        rank_M = np.arange(inter.size) - inter.offsets[inter.user]
     known_U = np.clip(np.rint(fold_in * count_U), 1, np.maximum(count_U - 1, 1))
-    part_M = part_U[inter.user]
-    part_M[(part_M != TRAIN) & (rank_M < known_U[inter.user])] = FOLD_IN
-    return part_M
+    hash_of = _pair_hash(dataset, seed)
+
+    def part_of(inter: Interactions, users: slice) -> np.ndarray:
+        if every.time is None:
+            rank_M = _rank_in_user(inter, hash_of(inter, users))
+        else:
+            rank_M = np.arange(inter.size) - inter.offsets[inter.user]
+        part_M = part_U[users][inter.user]
+        part_M[(part_M != TRAIN) & (rank_M < known_U[users][inter.user])] = FOLD_IN
+        return part_M
+
+    return by_user_block(every, part_of)
 
 
 def _predefined(dataset: Dataset, valid: float, seed: int) -> np.ndarray:
-    inter = dataset.interactions
-    if inter.part is None:
+    every = dataset.interactions
+    if every.part is None:
         raise DataError(
             f"data set {dataset.name!r} came without a split; name its column as `part` in"
             " schema.json, or choose another split.name"
         )
-    if inter.size and not (TRAIN <= inter.part.min() and inter.part.max() <= UNUSED):
+    if every.size and not (TRAIN <= every.part.min() and every.part.max() <= UNUSED):
         raise DataError(
             f"data set {dataset.name!r}: parts must be codes {TRAIN} to {UNUSED}; found"
-            f" {inter.part.min()} to {inter.part.max()}"
+            f" {every.part.min()} to {every.part.max()}"
         )
-    part_M = inter.part.copy()
-    if np.any(part_M == VALID):
-        return part_M
-    train_M = part_M == TRAIN
-    train = inter.select(train_M)
-    count_U = np.diff(train.offsets)
+    if np.any(every.part == VALID):
+        return every.part.copy()
     # Rounded up or down by a hash of the user, so that short users are validated in proportion.
-    chance_U = to_uniform(mix(_id_hash(dataset.users.ids), seed))
-    valid_U = np.minimum(np.floor(valid * count_U + chance_U), np.maximum(count_U - 1, 0))
-    rank = _rank_in_user(train, _pair_hash(dataset, seed)[train_M])
-    part_M[train_M] = np.where(rank < valid_U[train.user], VALID, TRAIN)
-    return part_M
+    chance_U = to_uniform(mix(hash_ids(dataset.users.ids), seed))
+    hash_of = _pair_hash(dataset, seed)
+
+    def part_of(inter: Interactions, users: slice) -> np.ndarray:
+        assert inter.part is not None
+        train_M = inter.part == TRAIN
+        train = inter.select(train_M)
+        count_U = np.diff(train.offsets)
+        valid_U = np.floor(valid * count_U + chance_U[users])
+        valid_U = np.minimum(valid_U, np.maximum(count_U - 1, 0))
+        rank = _rank_in_user(train, hash_of(inter, users)[train_M])
+        part_M = inter.part.copy()
+        part_M[train_M] = np.where(rank < valid_U[train.user], VALID, TRAIN)
+        return part_M
+
+    return by_user_block(every, part_of)
 
 
 def _train_on_valid(inter: Interactions, part_M: np.ndarray) -> np.ndarray:
     """VALID as TRAIN, and FOLD_IN too where its user has VALID and nothing to test."""
-    valid_U, test_U = (
-        np.bincount(inter.user[part_M == part], minlength=inter.num_users) > 0
-        for part in (VALID, TEST)
-    )
-    of_valid_M = (part_M == FOLD_IN) & (valid_U & ~test_U)[inter.user]
-    return np.where((part_M == VALID) | of_valid_M, np.int8(TRAIN), part_M)
+
+    def part_of(block: Interactions, users: slice) -> np.ndarray:
+        part = part_M[int(inter.offsets[users.start]) : int(inter.offsets[users.stop])]
+        valid_U, test_U = (
+            np.bincount(block.user[part == code], minlength=block.num_users) > 0
+            for code in (VALID, TEST)
+        )
+        of_valid = (part == FOLD_IN) & (valid_U & ~test_U)[block.user]
+        return np.where((part == VALID) | of_valid, np.int8(TRAIN), part)
+
+    return by_user_block(inter, part_of)
 
 
 # Each rule, and the parameters that it reads.
@@ -226,7 +259,8 @@ def _require_time(dataset: Dataset, name: str) -> np.ndarray:
 
 def _by_share(uniform: np.ndarray, valid: float, test: float) -> np.ndarray:
     """TEST for the lowest share `test` of the unit interval, VALID for the next, else TRAIN."""
-    return np.array([TEST, VALID, TRAIN])[np.searchsorted([test, test + valid], uniform, "right")]
+    codes = np.array([TEST, VALID, TRAIN], np.int8)
+    return codes[np.searchsorted([test, test + valid], uniform, "right")]
 
 
 def _rank_in_user(inter: Interactions, key_M: np.ndarray) -> np.ndarray:
@@ -237,20 +271,41 @@ def _rank_in_user(inter: Interactions, key_M: np.ndarray) -> np.ndarray:
     return rank_M
 
 
-def _pair_hash(dataset: Dataset, seed: int) -> np.ndarray:
-    """A hash of each interaction's user id, item id and how often the pair occurred before."""
-    inter = dataset.interactions
-    pair_M = inter.user.astype(np.int64) * dataset.items.size + inter.item
-    order = np.argsort(pair_M, kind="stable")
-    first = np.r_[True, np.diff(pair_M[order]) != 0][: inter.size]
-    place = np.arange(inter.size)
-    repeat_M = np.empty(inter.size, np.int64)
-    repeat_M[order] = place - np.maximum.accumulate(np.where(first, place, 0))
-    user_M = mix(_id_hash(dataset.users.ids), seed)[inter.user]
-    return mix(mix(user_M, _id_hash(dataset.items.ids)[inter.item]), repeat_M)
+def _nth(values: np.ndarray, place: int) -> float:
+    """The value at a place of the sorted values."""
+    if len(values) > 4 * BLOCK:  # most lie outside of bounds that a sample gives
+        sample = np.sort(values[:: len(values) // _SAMPLE])
+        middle, margin = place * len(sample) // len(values), len(sample) // 32
+        low = sample[max(middle - margin, 0)]
+        high = sample[min(middle + margin, len(sample) - 1)]
+        blocks = [values[first : first + BLOCK] for first in range(0, len(values), BLOCK)]
+        below = sum(int((block < low).sum()) for block in blocks)
+        inside = np.concatenate([block[(block >= low) & (block <= high)] for block in blocks])
+        if below <= place < below + len(inside):
+            return np.partition(inside, place - below)[place - below]
+    return np.partition(values, place)[place]
 
 
-def _id_hash(ids: np.ndarray) -> np.ndarray:
+def _pair_hash(dataset: Dataset, seed: int) -> Callable[[Interactions, slice], np.ndarray]:
+    """Of the interactions of a run of users, a hash of each.
+
+    It is of the user's id, the item's id and how often the pair occurred before.
+    """
+    user_U, item_N = mix(hash_ids(dataset.users.ids), seed), hash_ids(dataset.items.ids)
+
+    def hash_of(inter: Interactions, users: slice) -> np.ndarray:
+        pair_M = inter.user.astype(np.int64) * len(item_N) + inter.item
+        order = np.argsort(pair_M, kind="stable")
+        first = np.r_[True, np.diff(pair_M[order]) != 0][: inter.size]
+        place = np.arange(inter.size)
+        repeat_M = np.empty(inter.size, np.int64)
+        repeat_M[order] = place - np.maximum.accumulate(np.where(first, place, 0))
+        return mix(mix(user_U[users][inter.user], item_N[inter.item]), repeat_M)
+
+    return hash_of
+
+
+def hash_ids(ids: np.ndarray) -> np.ndarray:
     """uint64 per id: of its value for integers, of its characters for strings."""
     if ids.dtype.kind in "iu":
         return mix(ids.astype(np.uint64), 0)

@@ -28,7 +28,7 @@ from recjax.files import write_file
 
 _log = logging.getLogger(__name__)
 
-_FRAMES = ("interactions", "users", "items")
+TABLES = ("interactions", "users", "items")
 _SUFFIXES = (".parquet", ".csv")
 _PARTS = {"train": TRAIN, "valid": VALID, "validation": VALID, "val": VALID, "test": TEST}
 
@@ -62,7 +62,7 @@ def dataset_from_frames(
     """
     if unknown_items not in ("error", "drop"):
         raise ConfigError(f"data.unknown_items={unknown_items!r}; it must be 'error' or 'drop'")
-    source = {**dict(zip(_FRAMES, _FRAMES, strict=True)), **(sources or {})}
+    source = {**dict(zip(TABLES, TABLES, strict=True)), **(sources or {})}
     rows = _to_frame(interactions, source["interactions"])
     user_frame = None if users is None else _to_frame(users, source["users"])
     item_frame = None if items is None else _to_frame(items, source["items"])
@@ -70,25 +70,28 @@ def dataset_from_frames(
         raise DataError(f"{source['interactions']}: no interactions; it needs at least one row")
     if schema is None:
         schema = infer_schema(rows, user_frame, item_frame, sources=source)
-    _check_columns(schema, rows, user_frame, item_frame, source)
+    check_columns(schema, rows, user_frame, item_frame, source)
 
     user_M = make_ids(rows[schema.user], source["interactions"])
     item_M = make_ids(rows[schema.item], source["interactions"])
     time = None if schema.time is None else make_time(rows[schema.time], source["interactions"])
-    part = None if schema.part is None else _read_part(rows[schema.part], source["interactions"])
-    columns = _make_columns(schema, "context", rows, source["interactions"])
+    part = None if schema.part is None else read_part(rows[schema.part], source["interactions"])
+    columns = make_columns(schema, "context", rows, source["interactions"])
 
     row_T, shown_T = np.zeros(0, np.int64), item_M.clear()
     if schema.negatives is not None:
         row_T, shown_T = make_id_lists(rows[schema.negatives], source["interactions"])
-    listed = pl.concat(_same_kind(item_M, shown_T))
-    item_ids, position = _index(item_frame, schema.item, listed, source["items"])
+    listed = pl.concat(same_kind(item_M, shown_T))
+    item_ids = table_ids(item_frame, schema.item, listed, source["items"])
+    position = positions(item_ids, listed)
     item_index, shown_index = position[: len(rows)], position[len(rows) :]
     keep = item_index >= 0
     if not keep.all():
-        _report_unknown(item_M.filter(~pl.Series(keep)), source, unknown_items)
+        unknown = item_M.filter(~pl.Series(keep))
+        distinct = unknown.unique(maintain_order=True)
+        report_unknown(len(unknown), distinct, source, unknown_items)
         if not keep.any():
-            raise DataError(f"{source['interactions']}: none of its items is in {source['items']}")
+            raise none_is_known(source)
         user_M, item_index = user_M.filter(pl.Series(keep)), item_index[keep]
         time, part = (None if x is None else x[keep] for x in (time, part))
         columns = {key: column.take(keep) for key, column in columns.items()}
@@ -97,28 +100,22 @@ def dataset_from_frames(
         known = shown_index >= 0
         if not known.all():
             first = f"row {row_T[~known][0] + 1}, column {schema.negatives!r}"
-            _report_unknown(shown_T.filter(~pl.Series(known)), source, unknown_items, first)
+            unknown = shown_T.filter(~pl.Series(known))
+            distinct = unknown.unique(maintain_order=True)
+            report_unknown(len(unknown), distinct, source, unknown_items, first)
         counts = np.bincount(row_T[known], minlength=len(rows))
         negatives = ItemLists(np.concatenate([[0], np.cumsum(counts)]), shown_index[known])
         negatives = negatives.take(keep)
 
-    user_ids, user_index = _index(user_frame, schema.user, user_M, source["users"])
-    absent = user_index < 0
-    if user_frame is not None and absent.any():
-        new = user_M.filter(pl.Series(absent)).unique().sort()
-        user_ids, user_M = _same_kind(user_ids, user_M)
-        user_ids = pl.concat([user_ids, _same_kind(new, user_ids)[0]])
-        user_frame = pl.concat([user_frame, user_frame.clear(len(new))])
-        user_index = _positions(user_ids, user_M)
-    titles = None
-    if schema.title is not None and item_frame is not None:
-        text = item_frame[schema.title].cast(pl.String, strict=False)
-        titles = to_array(text.fill_null(item_ids.cast(pl.String)))
+    user_ids = table_ids(user_frame, schema.user, user_M, source["users"])
+    if user_frame is not None:
+        user_ids, user_frame = add_users(user_ids, user_frame, user_M)
+    user_index = positions(user_ids, user_M)
     return Dataset(
         name=name,
         schema=schema,
-        users=Table(to_array(user_ids), _make_columns(schema, "user", user_frame, source["users"])),
-        items=Table(to_array(item_ids), _make_columns(schema, "item", item_frame, source["items"])),
+        users=Table(to_array(user_ids), make_columns(schema, "user", user_frame, source["users"])),
+        items=Table(to_array(item_ids), make_columns(schema, "item", item_frame, source["items"])),
         interactions=Interactions.build(
             user_index,
             item_index,
@@ -128,7 +125,7 @@ def dataset_from_frames(
             part=part,
             negatives=negatives,
         ),
-        titles=titles,
+        titles=make_titles(schema, item_frame, item_ids),
     )
 
 
@@ -146,14 +143,9 @@ def load_table(directory: str | Path, *, unknown_items: str = "error") -> Datase
       DataError: naming the file, row and column that is wrong.
     """
     directory = Path(directory)
-    paths = {stem: _find_file(directory, stem) for stem in _FRAMES}
-    if paths["interactions"] is None:
-        raise DataError(
-            f"{directory}: no interactions.parquet or interactions.csv there: it "
-            f"{describe(directory)}; --config.data.dir must name the directory with your tables"
-        )
-    frames = {stem: read_frame(path) for stem, path in paths.items() if path is not None}
-    sources = {stem: str(path) for stem, path in paths.items() if path is not None}
+    paths = find_tables(directory)
+    frames = {stem: read_frame(path) for stem, path in paths.items()}
+    sources = {stem: str(path) for stem, path in paths.items()}
     schema_path = directory / "schema.json"
     inferred = not schema_path.exists()
     if inferred:
@@ -174,7 +166,7 @@ def load_table(directory: str | Path, *, unknown_items: str = "error") -> Datase
         sources=sources,
     )
     if inferred:
-        _write_schema(schema, schema_path)
+        write_schema(schema, schema_path)
     return dataset
 
 
@@ -203,13 +195,14 @@ def _to_frame(data: Any, source: str) -> pl.DataFrame:
     )
 
 
-def _check_columns(
+def check_columns(
     schema: Schema,
     rows: pl.DataFrame,
     users: pl.DataFrame | None,
     items: pl.DataFrame | None,
     source: Mapping[str, str],
 ) -> None:
+    """Raises DataError for the first column that the schema names and no frame has."""
     wanted = [("interactions", "key", x) for x in (schema.user, schema.item)]
     optional = (schema.time, schema.part, schema.negatives)
     wanted += [("interactions", "key", x) for x in optional if x is not None]
@@ -235,13 +228,10 @@ def _check_columns(
             )
 
 
-def _index(
-    frame: pl.DataFrame | None, key: str, ids_M: pl.Series, source: str
-) -> tuple[pl.Series, np.ndarray]:
-    """The ids of a table, and the position of each interaction's id in it (-1: not there)."""
+def table_ids(frame: pl.DataFrame | None, key: str, ids_M: pl.Series, source: str) -> pl.Series:
+    """The ids of a table, distinct; without one, the sorted distinct ids of the interactions."""
     if frame is None:
-        ids = ids_M.unique().sort()
-        return ids, _positions(ids, ids_M)
+        return ids_M.unique().sort()
     ids = make_ids(frame[key], source)
     twice = ids.is_duplicated()
     if twice.any():
@@ -251,28 +241,53 @@ def _index(
             f"{source}, column {key!r}: {ids.filter(twice).n_unique()} id(s) appear more than "
             f"once, first {first!r} in rows {rows[0]} and {rows[1]}; each needs exactly one row"
         )
-    return ids, _positions(ids, ids_M)
+    return ids
 
 
-def _positions(ids: pl.Series, ids_M: pl.Series) -> np.ndarray:
-    ids, ids_M = _same_kind(ids, ids_M)
+def add_users(
+    ids: pl.Series, frame: pl.DataFrame, ids_M: pl.Series
+) -> tuple[pl.Series, pl.DataFrame]:
+    """The user table with a row, all values missing, for each user that it does not list."""
+    absent = positions(ids, ids_M) < 0
+    if not absent.any():
+        return ids, frame
+    new = ids_M.filter(pl.Series(absent)).unique().sort()
+    ids = same_kind(ids, ids_M)[0]
+    ids = pl.concat([ids, same_kind(new, ids)[0]])
+    return ids, pl.concat([frame, frame.clear(len(new))])
+
+
+def make_titles(schema: Schema, frame: pl.DataFrame | None, ids: pl.Series) -> np.ndarray | None:
+    """A title per item, its id where it has none; None where the schema names no titles."""
+    if schema.title is None or frame is None:
+        return None
+    text = frame[schema.title].cast(pl.String, strict=False)
+    return to_array(text.fill_null(ids.cast(pl.String)))
+
+
+def positions(ids: pl.Series, ids_M: pl.Series) -> np.ndarray:
+    """The position in `ids` of each of the others, int32; -1 for one that is not there."""
+    ids, ids_M = same_kind(ids, ids_M)
     table = pl.DataFrame({"id": ids}).with_row_index("position")
     found = pl.DataFrame({"id": ids_M}).join(table, on="id", how="left", maintain_order="left")
     return found["position"].cast(pl.Int32).fill_null(-1).to_numpy()
 
 
-def _same_kind(a: pl.Series, b: pl.Series) -> tuple[pl.Series, pl.Series]:
+def same_kind(a: pl.Series, b: pl.Series) -> tuple[pl.Series, pl.Series]:
     """Both as text where one is: a CSV file whose ids are all digits is read as integers."""
     return (a, b) if a.dtype == b.dtype else (a.cast(pl.String), b.cast(pl.String))
 
 
-def _report_unknown(
-    items: pl.Series, source: Mapping[str, str], unknown_items: str, where: str = ""
+def report_unknown(
+    count: int,
+    distinct: pl.Series,
+    source: Mapping[str, str],
+    unknown_items: str,
+    where: str = "",
 ) -> None:
     """Raises or warns; `where` says which of the negatives is the first, if they are negatives."""
-    distinct = items.unique(maintain_order=True)
     message = (
-        f"{source['interactions']}{where and ', ' + where}: {len(items)} "
+        f"{source['interactions']}{where and ', ' + where}: {count} "
         f"{'negative' if where else 'interaction'}(s) with {len(distinct)} item(s) that are not "
         f"in {source['items']}, the first {distinct.head(5).to_list()}"
     )
@@ -281,36 +296,57 @@ def _report_unknown(
     _log.warning("%s: dropped", message)
 
 
-def _make_columns(
+def none_is_known(source: Mapping[str, str]) -> DataError:
+    """The error where no interaction is left."""
+    return DataError(f"{source['interactions']}: none of its items is in {source['items']}")
+
+
+def make_columns(
     schema: Schema, side: str, frame: pl.DataFrame | None, source: str
 ) -> dict[str, Column]:
+    """The columns of one side, by name; {} where there is no frame."""
     if frame is None:
         return {}
     return {f.name: make_column(frame[f.name], f, source) for f in schema.of_side(side)}
 
 
-def _read_part(series: pl.Series, source: str) -> np.ndarray:
+def read_part(series: pl.Series, source: str, start: int = 0) -> np.ndarray:
+    """The codes of a column of parts; `start` rows of the file come before it."""
     words = series.cast(pl.String, strict=False).str.to_lowercase().fill_null("")
     bad = ~words.is_in(list(_PARTS))
     if bad.any():
         row = int(np.argmax(bad.to_numpy()))
         raise DataError(
-            f"{source}, row {row + 1}, column {series.name!r}: {series[row]!r} is no part of a "
-            f"split; it must be one of {list(_PARTS)}"
+            f"{source}, row {start + row + 1}, column {series.name!r}: {series[row]!r} is no "
+            f"part of a split; it must be one of {list(_PARTS)}"
         )
     return words.replace_strict(_PARTS, return_dtype=pl.Int8).to_numpy()
 
 
-def _find_file(directory: Path, stem: str) -> Path | None:
-    found = [path for s in _SUFFIXES if (path := directory / f"{stem}{s}").exists()]
-    if len(found) > 1:
+def find_tables(directory: Path, key: str = "--config.data.dir") -> dict[str, Path]:
+    """The Parquet or CSV file of each table that a directory holds; `key` is who named it.
+
+    Raises:
+      DataError: there are no interactions, or a table is there twice.
+    """
+    paths = {}
+    for stem in TABLES:
+        found = [path for s in _SUFFIXES if (path := directory / f"{stem}{s}").exists()]
+        if len(found) > 1:
+            raise DataError(
+                f"{directory}: both {found[0].name} and {found[1].name}; remove one of them"
+            )
+        if found:
+            paths[stem] = found[0]
+    if "interactions" not in paths:
         raise DataError(
-            f"{directory}: both {found[0].name} and {found[1].name}; remove one of them"
+            f"{directory}: no interactions.parquet or interactions.csv there: it "
+            f"{describe(directory)}; {key} must name the directory with your tables"
         )
-    return found[0] if found else None
+    return paths
 
 
-def _write_schema(schema: Schema, path: Path) -> None:
+def write_schema(schema: Schema, path: Path) -> None:
     """Writes the schema whole or not at all; a directory that cannot be written is no error."""
     try:
         write_file(path, schema.to_json())

@@ -11,6 +11,14 @@ def test_a_history_is_the_latest_of_its_own_range():
     )
 
 
+def test_fewer_items_than_a_history_is_long_are_no_obstacle():
+    histories = Histories.build(np.arange(2, dtype=np.int32), 4)
+    got = histories.before(np.array([0, 0, 1]), np.array([0, 2, 2]))
+    np.testing.assert_array_equal(got, [[-1] * 4, [-1, -1, 0, 1], [-1, -1, -1, 1]])
+    nothing = Histories.build(np.zeros(0, np.int32), 2)
+    np.testing.assert_array_equal(nothing.before(np.array([0]), np.array([0])), [[-1, -1]])
+
+
 def test_reading_a_history_does_not_write_to_the_items():
     item = np.arange(5, dtype=np.int32)
     histories = Histories.build(item, 4)

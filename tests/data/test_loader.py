@@ -121,3 +121,18 @@ def test_threads_end_with_the_iterator(end):
     while len(prefetching()) > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert len(prefetching()) == before
+
+
+@pytest.mark.parametrize("labels", ["next_item", "multi_hot"])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_shares_of_processes_are_the_whole_batch(labels, processes):
+    examples, share = examples_of(21, labels), 8 // processes
+    whole = Batches(examples, 8, seed=3)
+    parts = [
+        Batches(examples, 8, seed=3, rows=slice(i * share, (i + 1) * share))
+        for i in range(processes)
+    ]
+    for step in range(2 * whole.per_epoch):  # the last batch of an epoch is padded
+        made = [part(step) for part in parts]
+        joined = {name: np.concatenate([each[name] for each in made]) for name in made[0]}
+        assert_same([joined], [whole(step)])

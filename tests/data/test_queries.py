@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from recjax.data.context import available_context
 from recjax.data.queries import make_queries, serving_queries
 from recjax.data.split import FOLD_IN, TEST, TRAIN, VALID, make_split
+from recjax.data.synthetic import make_synthetic
 from recjax.errors import ConfigError, DataError
 from tests.data.small import dataset_of, datasets, kept, random_splits, split_of
 
@@ -233,3 +234,27 @@ def test_serving_names_a_position_outside_the_user_table():
         serving_queries(
             dataset_of([0], [0]), None, np.array([0, -1]), history="profile", history_length=2
         )
+
+
+def test_of_many_users_a_fixed_few_are_asked_and_each_as_before():
+    data = make_synthetic(users=60, items=40, interactions_per_user=9)
+    split = make_split(data, "leave_one_out")
+    context = available_context(data)
+    asked = {}
+    for part in ("valid", "test"):
+        every = past_queries(data, split, part, context=context)
+        for count in (7, 12, 60):
+            few = past_queries(data, split, part, context=context, max_queries=count)
+            assert few.size == min(count, every.size)
+            rows = np.searchsorted(every.user_Q, few.user_Q)
+            np.testing.assert_array_equal(every.user_Q[rows], few.user_Q)
+            whole = every.batch(rows)
+            for name, array in few.batch(rows_of(few)).items():
+                np.testing.assert_array_equal(array, whole[name], err_msg=name)
+            for policy in ("known", "train"):
+                for row, (one, other) in enumerate(
+                    zip(few.seen(rows_of(few), policy), every.seen(rows, policy), strict=True)
+                ):
+                    assert set(one) | {-1} == set(other) | {-1}, row
+            asked[part, count] = set(few.user_Q.tolist())
+    assert asked["valid", 7] == asked["test", 7] < asked["test", 12]

@@ -7,7 +7,7 @@ from recjax.errors import ConfigError, DataError
 def test_every_named_set_has_a_reader():
     assert list(READERS) == [
         *("synthetic", "movielens-100k", "movielens-1m", "movielens-20m", "movielens-25m"),
-        *("movielens-32m", "gowalla", "table"),
+        *("movielens-32m", "gowalla", "table", "prepared"),
     ]
 
 

@@ -1,0 +1,32 @@
+"""How a run is laid over the devices: how many of them split its tables."""
+
+from recjax.config import Config
+from recjax.objective import Objective
+from recjax.parallel import choose_model
+
+_SLOTS = {"adam": 2, "adagrad": 1, "sgd": 0}  # numbers that an optimizer keeps for each it trains
+
+
+def model_devices(config: Config, objective: Objective) -> int:
+    """What `parallel.model` is; where that is 0, the fewest devices that hold the tables.
+
+    Args:
+      config: of the run.
+      objective: knows the tables that can be split; made for any layout.
+    """
+    parallel, loss = config.parallel, config.loss
+    if parallel.model:
+        return parallel.model
+    if config.optim.clip_norm or (loss.candidates == "full" and loss.name != "softmax"):
+        return 1  # these need whole tables
+    size = split_bytes(objective, config.optim.name)
+    return choose_model(size, parallel.mapper, parallel.data, parallel.table_gib)
+
+
+def split_bytes(objective: Objective, optimizer: str) -> int:
+    """Bytes of the tables that can be split: rows, optimizer state and, of dense ones, gradient."""
+    return sum(
+        4 * spec.rows * spec.dim * (1 + _SLOTS[optimizer] + (spec.mode == "dense"))
+        for spec in objective.model.tables
+        if spec.name in objective.sharded
+    )

@@ -1,0 +1,224 @@
+"""The benchmarks measure what they say: the same examples for everyone, medians, honest ratios."""
+
+import json
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from experiments.benchmarks import datasets, harness, launch, programs, run, scaling, workload
+from tests.runs import ROOT
+
+FOLDER = ROOT / "experiments" / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("benchmark-data")
+
+
+@pytest.fixture(scope="module")
+def arrays(folder):
+    return workload.load(folder, "interactions", smoke=True)
+
+
+def windows(**changes):
+    words = [f"--{key}={value}" for key, value in changes.items()]
+    return harness.make_parser("").parse_args(["--seconds=0", *words])
+
+
+def printed(rate, peer=False, **more):
+    result = {"rates": rate, "unit": "examples/s", "is_peer": peer, "others": 0.01, "versions": {}}
+    return {**result, "peak_bytes": 1, "curve": {"5": 2.0, "10": 1.0}, **more}
+
+
+def test_the_data_is_drawn_once_and_is_the_same_for_everyone(arrays, folder, tmp_path):
+    again = workload.load(tmp_path, "interactions", smoke=True)
+    for name, array in workload.load(folder, "interactions", smoke=True).items():
+        np.testing.assert_array_equal(array, again[name])
+    assert [path.name for path in (folder / "smoke").iterdir()] == ["interactions.npz"]
+    batch = next(workload.orders(len(arrays["item"]), 512))
+    log_p_B = arrays["item_log_p"][arrays["item"][batch]].astype(np.float64)
+    plain = np.mean([np.log(np.exp(own - log_p_B).sum()) for own in log_p_B])
+    assert workload.in_batch_loss(log_p_B) == pytest.approx(plain)
+
+
+def test_recjax_trains_on_the_workload_s_examples_and_knows_every_item(arrays, folder):
+    label = workload.load(folder, "labels_huge", smoke=True)["label"]
+    num_items = workload.SMOKE.huge
+    assert len(np.unique(label)) < num_items
+    dataset = datasets.make_dataset(arrays, label, num_items)
+    experiment = datasets.build(
+        "softmax.py",
+        dataset,
+        **{
+            "examples.min_history": datasets.leads(dataset, len(label)),
+            "examples.history_length": 0,
+            "model.query.features": ("watched",),
+        },
+    )
+    assert experiment.train_mask_N.all()
+    batch = experiment.examples.batch(np.arange(experiment.examples.size), seed=0, epoch=0)
+    pairs = np.stack([batch["user"], batch["label"][:, 0]], axis=1)
+    expected = np.stack([arrays["user"], label], axis=1)
+    np.testing.assert_array_equal(np.unique(pairs, axis=0), np.unique(expected, axis=0))
+    assert len(pairs) == len(expected)
+    # A user's bag is what the user watched, padded alike.
+    ids_UxL = experiment.encoder.arrays["user"]["watched"]
+    np.testing.assert_array_equal(ids_UxL >= 0, arrays["user_watched"] >= 0)
+
+
+def test_adagrad_of_the_mean_loss_is_the_peers_adagrad_of_the_sum():
+    batch_size, grads = 64, np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    settings = datasets.adagrad_of_a_sum(batch_size)
+    accumulator, eps = settings["optim.initial_accumulator"], settings["optim.eps"]
+    ours, theirs = optax.scale_by_rss(accumulator, eps), optax.scale_by_rss(0.1, 1e-10)
+    our_state, their_state = ours.init(jnp.zeros(5)), theirs.init(jnp.zeros(5))
+    for grad in jnp.asarray(grads):
+        our_update, our_state = ours.update(grad, our_state)
+        their_update, their_state = theirs.update(batch_size * grad, their_state)
+        np.testing.assert_allclose(our_update, their_update, rtol=1e-5)
+
+
+def test_a_stopwatch_wants_warm_up_windows_and_enough_steps_to_compare():
+    taken = []
+    result = harness.time_steps(
+        lambda: taken.append(0) or float(len(taken)), windows(warmup=2, windows=3, min_steps=4), 10
+    )
+    assert len(taken) == result["steps"] == 2 + 3 * 4
+    assert len(result["rates"]) == 3 and min(result["rates"]) > 0
+    assert result["first_loss"] == 1.0
+    assert result["curve"] == {5: 3.0, 10: 8.0}
+    assert harness.time_steps(lambda: 0.0, windows(steps=40), 1)["steps"] == 40
+
+
+def test_a_ranking_that_is_wrong_is_found_out():
+    rng = np.random.default_rng(0)
+    arrays = {
+        "queries": rng.normal(size=(4, 8)).astype(np.float32),
+        "items": rng.normal(size=(50, 8)).astype(np.float32),
+        "seen_offsets": np.arange(5) * 3,
+        "seen": rng.integers(0, 50, 12),
+    }
+
+    def exact(start, end):
+        scores = arrays["queries"][start:end] @ arrays["items"].T
+        scores[harness.seen_pairs(arrays, start, end)] = -np.inf
+        return np.argsort(-scores, axis=1)[:, :5]
+
+    def blind(start, end):
+        return np.argsort(-arrays["queries"][start:end] @ arrays["items"].T, axis=1)[:, ::-1][:, :5]
+
+    good = harness.time_ranking(exact, windows(), arrays, 5, 4)
+    assert good["recall"] == 1.0 and good["leaked"] == 0
+    assert harness.time_ranking(blind, windows(), arrays, 5, 4)["recall"] < 0.5
+
+
+def test_a_row_has_the_median_of_all_windows_and_its_ratio_to_the_best_peer():
+    case = programs.Case("w1", "a case", ())
+    rows = run.summarize(
+        case,
+        {
+            "recjax": [printed([30.0, 10.0]), printed([20.0, 40.0])],
+            "slow": [printed([5.0], peer=True)],
+            "fast": [printed([12.5], peer=True, curve={"5": 3.0})],
+            "broken": [{"error": "no such thing"}],
+        },
+    )
+    recjax, slow, fast, broken = rows
+    assert (recjax["value"], recjax["low"], recjax["high"]) == (25.0, 10.0, 40.0)
+    assert recjax["of_best_peer"] == 2.0 and slow["of_best_peer"] == 0.4
+    assert recjax["best_peer"] == "fast"
+    assert recjax["later"] == "2.000 at 5" and fast["later"] == "3.000 at 5"
+    assert broken["error"] == "no such thing"
+    assert run.make_table(rows).row_count == 4
+
+
+def test_in_factorisation_less_time_to_the_accuracy_is_better():
+    points = [{"seconds": s, "accuracy": a, "held_out": a} for s, a in ((1, 0.5), (2, 0.95))]
+    assert run.seconds_to(points, "accuracy", 0.9) == 2
+    assert run.seconds_to(points, "held_out", 0.99) is None
+    late = [{**point, "seconds": 4 * point["seconds"]} for point in points]
+    rows = run.summarize(
+        programs.Case("w4", "a case", ()),
+        {
+            "recjax": [printed([1.0], points=points)],
+            "peer": [printed([1.0], peer=True, points=late)],
+            "never": [printed([1.0], peer=True, points=points[:1])],
+        },
+        "held_out",
+    )
+    assert [row.get("of_best_peer") for row in rows] == [4.0, 1.0, None]
+
+
+def test_the_share_of_others_leaves_out_what_is_ours(monkeypatch):
+    monkeypatch.setattr(launch.os, "sysconf", lambda name: 100)
+    assert launch.share_of_others((0, 0), (60, 200), 0.4) == pytest.approx(0.1)
+    assert launch.share_of_others((0, 0), (60, 200), 0.9) == 0.0
+
+
+def test_a_program_that_fails_is_named_with_what_it_said_last():
+    words = [sys.executable, "-c", "raise SystemExit('the disk is full')"]
+    assert launch.run(words, {}) == {"error": "the disk is full"}
+
+
+def test_a_point_of_a_curve_is_measured_in_a_process_and_compared_with_the_first(monkeypatch):
+    rates = {"1": [10.0, 20.0, 30.0], "5": [5.0, 10.0, 15.0]}
+
+    def run_it(command, environment):
+        return printed(rates[command[command.index("--one") + 3]], batch_size=64)
+
+    monkeypatch.setattr(scaling.launch, "run", run_it)
+    flags = scaling.parse(["--smoke", "--curves=history"])
+    rows = scaling.measure_all(flags)
+    assert [(row["curve"], row["value"], row["ms"]) for row in rows] == [
+        ("history", 1, 3200.0),
+        ("history", 5, 6400.0),
+    ]
+    table = scaling.make_table("history", rows)
+    assert list(table.columns[3].cells) == ["1.00", "2.00"]
+
+
+def test_options_are_checked(capsys):
+    flags = run.parse(["--only=w1,w5", "--peer", "--smoke"])
+    assert flags.peers and flags.rounds == 1
+    assert {case.workload for case in run.choose(flags.only, smoke=True)} == {"w1", "w5"}
+    assert run.parse([]).rounds == 3
+    with pytest.raises(SystemExit):
+        run.parse(["--only=w9"])
+    assert "w1, w2, w3, w4, w5" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        scaling.parse(["--curves=moon"])
+    assert "'moon'" in capsys.readouterr().err
+
+
+def test_every_program_is_there():
+    for case in programs.CASES:
+        assert not case.programs[0].is_peer
+        for program in case.programs:
+            assert (FOLDER / f"{program.module.replace('.', '/')}.py").exists()
+
+
+def test_ranking_runs(folder, capsys, monkeypatch):
+    from experiments.benchmarks import w5_topk
+
+    words = ["w5_topk", f"--data={folder}", "--smoke", "--seconds=0", "--windows=1"]
+    monkeypatch.setattr(sys, "argv", words)
+    w5_topk.main()
+    result = json.loads(capsys.readouterr().out.removeprefix(harness.RESULT))
+    assert result["recall"] == 1.0 and result["leaked"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["run.py", "--only=w1,w4"], ["scaling.py", "--curves=history"]])
+def test_the_scripts_run(words, folder, tmp_path):
+    out = tmp_path / "out.json"
+    data = [f"--data={folder}"] if words[0] == "run.py" else []
+    command = [sys.executable, str(FOLDER / words[0]), *words[1:], *data, "--smoke", f"--out={out}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert rows and not any("error" in row for row in rows)
