@@ -53,8 +53,11 @@ def select_accelerator(name: str) -> None:
 
 
 def describe_devices() -> str:
-    """The platform and number of devices, for people."""
-    devices = jax.devices()
+    """The platform and number of the devices at hand, for people."""
+    return _describe(jax.devices())
+
+
+def _describe(devices: Sequence[jax.Device]) -> str:
     return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
 
 
@@ -89,6 +92,10 @@ class Parallel:
     def is_one_device(self) -> bool:
         """Whether nothing is split."""
         return self.mesh.size == 1
+
+    def describe(self) -> str:
+        """The platform and number of the devices that are used, for people."""
+        return _describe(list(self.mesh.devices.flat))
 
     @property
     def is_cpu(self) -> bool:

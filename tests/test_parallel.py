@@ -84,6 +84,7 @@ def test_each_device_gets_its_own_rows_of_the_batch(mapper):
 
 def test_devices_are_described():
     assert describe_devices() == "8 x cpu (cpu)"
+    assert make_parallel("shard_map", 2, 1, 16).describe() == "2 x cpu (cpu)"
 
 
 def test_the_cpu_is_always_there():

@@ -104,7 +104,7 @@ class Sweep:
 
 
 def load_sweep(
-    path: str, *, seeds: Sequence[int] | None = None, smoke: bool = False, **overrides: Any
+    path: str, /, *, seeds: Sequence[int] | None = None, smoke: bool = False, **overrides: Any
 ) -> Sweep:
     """The sweep that a Python file with `get_config(...)` and `sweep(add)` asks for.
 

@@ -10,6 +10,7 @@ from playwright.sync_api import expect, sync_playwright
 from recjax.reports.collect import load_results
 from recjax.reports.compare import compare
 from recjax.reports.page import write_page
+from recjax.reports.write import write_report
 from tests.reports.small import ARMS, write_sweep
 from tests.runs import never_stopped
 
@@ -43,7 +44,8 @@ def run_page(tmp_path_factory):
     titles[:] = [f"{HOSTILE} {title}" for title in titles]
     dataset = dataclasses.replace(run.experiment.dataset, titles=titles.astype(str))
     results = load_results(run.workdir)
-    return write_page(results, compare(results), tmp_path_factory.mktemp("run"), dataset)[0]
+    report = write_report(results, tmp_path_factory.mktemp("run"), dataset=dataset)
+    return next(path for path in report.files if path.name == "page.html")
 
 
 @contextlib.contextmanager
