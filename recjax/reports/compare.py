@@ -274,7 +274,7 @@ def _seed_notes(against: Arm, others: Sequence[Arm]) -> Iterable[str]:
     elif alone:
         yield (
             f"One seed only: {', '.join(alone)}; taken to vary between seeds as what it is "
-            "compared with."
+            "compared with, where p values may be too small."
         )
     if any(len(arm.results) == 2 for arm in (against, *others)):
         yield "Two seeds tell little of how an arm varies: p values there may be too small."
