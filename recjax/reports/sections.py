@@ -204,8 +204,8 @@ def _commands(results: Results, compared: Comparison) -> Iterable[str]:
             continue
         folders.append(folder)
         if whole:
-            file = _word(sweep["sweep"])
-            yield f"python -m recjax.sweep --sweep={file} --workdir={_word(folder)}"
+            words = map(_word, sweep["words"])
+            yield f"python -m recjax.sweep {' '.join(words)} --workdir={_word(folder)}"
     words = ["python -m recjax.report", *map(_word, folders)]
     if compared.baseline != results.arms[0].name:
         words.append(f"--baseline={_word(compared.baseline)}")

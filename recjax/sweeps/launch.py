@@ -107,7 +107,9 @@ def run_sweep(
     else:
         raise ConfigError(f"launcher={launcher!r}: 'local' or 'slurm'")
     first = sweep.trials if searching is None else searching.first()
-    _write_sweep(sweep, path, sweep.trials if searching is None else searching.trials)
+    words = list(sweep.words)
+    words += [f"--search={search}", f"--search_trials={search_trials}"] if search else []
+    _write_sweep(sweep, path, words, sweep.trials if searching is None else searching.trials)
     console = rich.console.Console(file=sys.stdout, quiet=quiet)
     to_come = (lambda: 0) if searching is None else searching.to_come
     with Status(first, path, console, to_come) as status:
@@ -133,7 +135,7 @@ def run_sweep(
         results = [found[trial.name] for trial in sweep.trials]
     else:
         results = searching.results(found)
-        _write_sweep(sweep, path, searching.trials)
+        _write_sweep(sweep, path, words, searching.trials)
         with claim(path, wait=True):
             write_file(path / "search.json", json.dumps(searching.record(), indent=2) + "\n")
     if not quiet:
@@ -240,11 +242,14 @@ class _Here(concurrent.futures.Executor):
         return future
 
 
-def _write_sweep(sweep: Sweep, workdir: pathlib.Path, trials: Iterable[Trial]) -> None:
+def _write_sweep(
+    sweep: Sweep, workdir: pathlib.Path, words: Sequence[str], trials: Iterable[Trial]
+) -> None:
     """Writes sweep.json, or checks that the workdir's is of this sweep."""
     file = workdir / "sweep.json"
     record = {
         "sweep": sweep.path,
+        "words": list(words),
         "title": sweep.title,
         "about": sweep.about,
         "arms": [arm.name for arm in sweep.arms],

@@ -112,7 +112,10 @@ def test_the_command_says_what_was_compared_with_what(tmp_path):
         return Parsed(header).of("pre")[0][1].splitlines()
 
     asked = commands(sweep, "64 negatives", ("recall@10", "ndcg@10"))
-    assert asked[0].startswith("python -m recjax.sweep ")
+    assert asked[0] == (
+        "python -m recjax.sweep --sweep=experiments/ablations/fake.py "
+        f"'--config.data.dir=my data' --workdir={sweep}"
+    )
     assert asked[1:] == [
         f"python -m recjax.report {sweep} --baseline='64 negatives' --metrics=recall@10,ndcg@10"
     ]

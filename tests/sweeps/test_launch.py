@@ -55,6 +55,7 @@ def test_every_trial_is_run_once_and_finished_ones_are_skipped(launch, tmp_path)
     assert (record["title"], record["about"]) == ("What does it do?", "And why.")
     assert (record["arms"], record["seeds"]) == (["a", "b"], {"a": [0, 1, 2], "b": [0, 1, 2]})
     assert record["trials"] == [result.name for result in again]
+    assert record["words"] == list(load_sweep(record["sweep"]).words)
 
 
 def test_a_finished_trial_takes_the_name_that_its_arm_has_now(launch):

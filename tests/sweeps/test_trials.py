@@ -68,6 +68,14 @@ def test_seeds_are_those_of_the_user_or_else_of_the_arm(tmp_path):
     assert [trial.seed for trial in load_sweep(path, smoke=True).trials] == [5, 0]
 
 
+def test_a_sweep_knows_the_flags_that_ask_for_it(tmp_path):
+    path = write_sweep(tmp_path, "add('a')")
+    assert load_sweep(path).words == (f"--sweep={path}",)
+    asked = load_sweep(path, seeds=(4, 2), smoke=True, **{"model.dim": 9, "data.dir": "a b"})
+    words = ("--config.model.dim=9", "--config.data.dir=a b", "--seeds=4,2", "--smoke")
+    assert asked.words == (f"--sweep={path}", *words)
+
+
 def test_smoke_mode_is_as_small_as_the_user_and_the_arm_allow(tmp_path):
     body = "add('a')\nadd('b', **{'train.batch_size': 64, 'train.steps': 3})"
     sweep = load_sweep(write_sweep(tmp_path, body), smoke=True, **{"eval.bootstrap": 7})
