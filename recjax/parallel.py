@@ -57,7 +57,7 @@ def describe_devices() -> str:
     return _describe(jax.devices())
 
 
-def _describe(devices: Sequence[jax.Device]) -> str:
+def _describe(devices: Sequence[Any]) -> str:
     return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
 
 
