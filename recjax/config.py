@@ -48,7 +48,7 @@ class Word:
     text: str | None
 
 
-def load_config(path: str, **overrides: Any) -> ConfigDict:
+def load_config(path: str, /, **overrides: Any) -> ConfigDict:
     """The config that a file's `get_config` returns, with some keys set to other values.
 
     Args:

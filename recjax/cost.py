@@ -13,7 +13,6 @@ import numpy as np
 from recjax.experiment import Experiment
 from recjax.files import write_file
 from recjax.measure import model_ranker
-from recjax.parallel import describe_devices
 from recjax.processes import largest
 from recjax.writer import RATE, STARTED
 
@@ -52,7 +51,7 @@ def write_cost(
         **training_speed(workdir / "timings.jsonl", steps, batch_size),
         "query_ms": 1e3 * seconds_per_query(experiment, variables),
         "query_batch": experiment.config.eval.batch_size,
-        "devices": describe_devices(),
+        "devices": experiment.parallel.describe(),
         "jax": jax.__version__,
     }
     write_file(workdir / COST, json.dumps(record, indent=2) + "\n")

@@ -12,7 +12,7 @@ from recjax.config import Word, load_config
 from recjax.errors import ConfigError
 
 
-def define_config_flag(default: str | None = None, name: str = "config") -> flags.FlagHolder:
+def define_config_flag() -> flags.FlagHolder:
     """Defines `--config=FILE[:ARGUMENT]`; its value is a ConfigDict after `parse_flags`.
 
     Each key is a flag too: `--config.model.dim=128`, `--config.model.hidden=256,128`,
@@ -20,8 +20,8 @@ def define_config_flag(default: str | None = None, name: str = "config") -> flag
     """
     return flags.DEFINE(
         flags.ArgumentParser(),
-        name,
-        default,
+        "config",
+        None,
         "Config file, and after a colon its argument. Any key of it is set by --config.KEY=VALUE.",
     )
 
@@ -69,9 +69,9 @@ def split_overrides(argv: Sequence[str], name: str = "config") -> tuple[dict[str
     return overrides, rest
 
 
-def override_words(overrides: Mapping[str, Any], name: str = "config") -> list[str]:
+def override_words(overrides: Mapping[str, Any]) -> list[str]:
     """The words that `split_overrides` and a config read as these values of these keys."""
-    return [f"--{name}.{key}={_text(value)}" for key, value in overrides.items()]
+    return [f"--config.{key}={_text(value)}" for key, value in overrides.items()]
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -57,8 +57,12 @@ def select_accelerator(name: str) -> None:
 
 
 def describe_devices() -> str:
-    """The platform and number of devices, for people."""
-    devices, processes = jax.devices(), num_processes()
+    """The platform and number of the devices at hand, for people."""
+    return _describe(jax.devices())
+
+
+def _describe(devices: Sequence[Any]) -> str:
+    processes = num_processes()
     where = f" in {processes} processes" if processes > 1 else ""
     return f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}){where}"
 
@@ -94,6 +98,10 @@ class Parallel:
     def is_one_device(self) -> bool:
         """Whether nothing is split."""
         return self.mesh.size == 1
+
+    def describe(self) -> str:
+        """The platform and number of the devices that are used, for people."""
+        return _describe(list(self.mesh.devices.flat))
 
     @property
     def is_one_process(self) -> bool:

@@ -5,7 +5,7 @@ import threading
 
 
 def stop_on_signals() -> threading.Event:
-    """An event that SIGTERM or SIGINT sets; a second signal ends the program at once."""
+    """An event that SIGTERM or SIGINT sets; the same one again ends the program at once."""
     stop = threading.Event()
 
     def on_signal(number: int, frame: object) -> None:

@@ -64,6 +64,9 @@ def main(argv: list[str]) -> None:
         if not _WORKDIR.value:
             raise ConfigError("where to? --workdir=DIR; the same one goes on where it stopped")
         seeds = parse_seeds(_SEEDS.value) if _SEEDS.value else None
+        for name in ("seeds", "smoke"):
+            if name in _overrides:
+                raise ConfigError(f"unknown config key {name!r}: did you mean --{name}?")
         sweep = load_sweep(_SWEEP.value, seeds=seeds, smoke=_SMOKE.value, **_overrides)
         if _slurm and _LAUNCHER.value != "slurm":
             raise ConfigError(f"--slurm.{next(iter(_slurm))} is an option of --launcher=slurm")

@@ -98,6 +98,7 @@ def test_a_small_table_is_not_split_and_the_rows_of_one_process_are_all():
 
 def test_devices_are_described():
     assert describe_devices() == "8 x cpu (cpu)"
+    assert make_parallel("shard_map", 2, 1, 16).describe() == "2 x cpu (cpu)"
 
 
 def test_the_cpu_is_always_there():

@@ -1,5 +1,6 @@
 """The command that compares runs, and the function behind it."""
 
+import dataclasses
 import re
 
 import pytest
@@ -52,6 +53,14 @@ def test_a_report_lies_in_the_workdir_unless_told_otherwise(tmp_path):
     run = write_run(tmp_path / "run", size=20)
     assert command(run, "--page=false") == 0
     assert (run / "report" / "table.md").exists()
+
+
+def test_markdown_shows_titles_and_notes_as_they_are(sweep, tmp_path):
+    results = dataclasses.replace(load_results(sweep), title="a *b*", notes=("<class> of no_name",))
+    write_report(results, tmp_path, page=False)
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert lines[0] == r"## a \*b\*"
+    assert r"- \<class> of no\_name" in lines
 
 
 @pytest.mark.parametrize(

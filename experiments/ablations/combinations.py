@@ -8,6 +8,7 @@ multi_hot run has one example a user and so few steps an epoch: it takes 40 epoc
 with one example an interaction, 4.
 """
 
+import argparse
 import itertools
 import pathlib
 import platform
@@ -16,14 +17,10 @@ import time
 from typing import Any
 
 import jax
-from absl import app, flags
 
 import recjax
 from recjax.files import write_file
 from recjax.tables import markdown_table
-
-_OUT = flags.DEFINE_string("out", "", "Markdown file that the table is written to.")
-_SMOKE = flags.DEFINE_bool("smoke", False, "A few steps of some on little data: does it run?")
 
 CANDIDATES = ("full", "in_batch", "uniform", "mixed")
 ITEM_SIDES = ("softmax", "tower")
@@ -58,21 +55,24 @@ def train(candidates: str, side: str, labels: str, **changes: Any) -> dict[str, 
     }
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Trains all and prints the table."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}")
+    parser = argparse.ArgumentParser(description="Trains every combination.")
+    parser.add_argument("--out", default="", help="Markdown file that the table is written to")
+    smoke = "a few steps of some on little data: does it run?"
+    parser.add_argument("--smoke", action="store_true", help=smoke)
+    asked = parser.parse_args()
     rows, choices = [], list(itertools.product(CANDIDATES, ITEM_SIDES, LABELS))
-    for choice in choices[::15] if _SMOKE.value else choices:
-        rows.append(train(*choice, **(SMALL if _SMOKE.value else {})))
+    for choice in choices[::15] if asked.smoke else choices:
+        rows.append(train(*choice, **(SMALL if asked.smoke else {})))
         print(" ".join(f"{name}={value}" for name, value in rows[-1].items()), flush=True)
     text = markdown_table(rows)
     print(text)
-    if _OUT.value:
+    if asked.out:
         where = f"{platform.machine()}, {jax.devices()[0].device_kind}"
         about = f"`python experiments/ablations/combinations.py`, JAX {jax.__version__}, {where}."
-        write_file(pathlib.Path(_OUT.value), f"{about}\n\n{text}")
+        write_file(pathlib.Path(asked.out), f"{about}\n\n{text}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -39,6 +39,24 @@ COST = (
     "jax",
 )
 
+# Of protocol.json, what a report cannot be written without.
+_PROTOCOL = (
+    "dataset",
+    "dataset_hash",
+    "split",
+    "split_params",
+    "split_hash",
+    "history",
+    "selection_metric",
+    "corpus",
+    "candidates",
+    "seen",
+    "ties",
+    "part",
+    "ks",
+    "not_scored",
+)
+
 # Keys in which runs of one arm, or the machines of two, may differ.
 NO_SETTING = frozenset({"seed", "data.dir", "data.download"})
 
@@ -257,6 +275,8 @@ def _load(workdir: pathlib.Path) -> Result:
     config = config_from_json(read_text(config_file), str(config_file))
     protocol, cost = read_json(workdir / "protocol.json"), read_json(workdir / "cost.json")
     record = read_json(workdir / "eval" / "test.json")
+    if missing := [key for key in _PROTOCOL if key not in protocol]:
+        raise ReportError(f"{workdir}: protocol.json has no {_some(missing)}")
     try:
         rankers = dict(record["rankers"])
         model = rankers.pop("model")

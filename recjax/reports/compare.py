@@ -115,7 +115,7 @@ class Comparison:
 def compare(
     results: Results,
     baseline: str = "",
-    metric: str | Sequence[str] = "",
+    metrics: str | Sequence[str] = "",
     *,
     samples: int = 0,
     seed: int = 0,
@@ -125,16 +125,16 @@ def compare(
     Args:
       results: as `load_results` returns them.
       baseline: name of an arm; the first where empty.
-      metric: one or several, such as `ndcg@10`; the one that chose the checkpoints where empty.
+      metrics: one or several, such as `ndcg@10`; the one that chose the checkpoints where empty.
         All differences of one call count as one family for Holm's adjustment.
       samples: of the bootstrap; 0 for 2000, or 400 for each difference where that is more.
       seed: of the bootstrap.
 
     Raises:
-      ReportError: an unknown arm or metric, runs whose test queries are not the same users', or
-        arms to be tested over fewer than two queries.
+      ReportError: an unknown arm or metric, runs whose test queries are not the same users', a
+        query without a finite value, or arms to be tested over fewer than two queries.
     """
-    metrics = check_metrics(results, metric)
+    metrics = check_metrics(results, metrics)
     against = results.arm(baseline) if baseline else results.arms[0]
     values = _per_query_values(results, metrics)
     tested = [name for name in metrics if name in results.runs[0].per_query.columns]
@@ -164,20 +164,20 @@ def compare(
     )
 
 
-def check_metrics(results: Results, metric: str | Sequence[str] = "") -> tuple[str, ...]:
+def check_metrics(results: Results, metrics: str | Sequence[str] = "") -> tuple[str, ...]:
     """The metrics asked for, or the one that chose the checkpoints.
 
     Raises:
       ReportError: one that not all runs have.
     """
-    asked = (metric,) if isinstance(metric, str) else tuple(metric)
-    metrics = tuple(dict.fromkeys(filter(None, asked))) or (results.metric,)
-    for name in metrics:
+    asked = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    names = tuple(dict.fromkeys(filter(None, asked))) or (results.metric,)
+    for name in names:
         if name not in results.metrics:
             near = get_close_matches(name, results.metrics, 3, 0.4)
             hint = f"; near ones: {', '.join(near)}" if near else ""
             raise ReportError(f"no metric {name!r} that all runs have{hint}")
-    return metrics
+    return names
 
 
 def _differences(
@@ -254,7 +254,11 @@ def _aligned(run: Result, metrics: list[str], first: Result, user_Q: pl.Series) 
                 f"{run.workdir} and {first.workdir} have test queries of different users, though "
                 "their protocols are equal: one of their eval/test.parquet is not the run's"
             )
-    return frame.select(metrics).to_numpy().astype(np.float64).T.reshape(len(metrics), -1)
+    values = frame.select(metrics).to_numpy().astype(np.float64).T
+    values = values.reshape(len(metrics), len(frame))  # none at all of metrics of the catalogue
+    if not np.isfinite(values).all():
+        raise ReportError(f"{run.workdir}: eval/test.parquet holds a value that is not finite")
+    return values
 
 
 def _seed_notes(against: Arm, others: Sequence[Arm]) -> Iterable[str]:
@@ -270,7 +274,7 @@ def _seed_notes(against: Arm, others: Sequence[Arm]) -> Iterable[str]:
     elif alone:
         yield (
             f"One seed only: {', '.join(alone)}; taken to vary between seeds as what it is "
-            "compared with."
+            "compared with, where p values may be too small."
         )
     if any(len(arm.results) == 2 for arm in (against, *others)):
         yield "Two seeds tell little of how an arm varies: p values there may be too small."

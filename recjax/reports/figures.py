@@ -12,7 +12,7 @@ from recjax.reports.compare import Comparison
 from recjax.reports.drawing import GREY, Drawing, Figure, Spec
 
 # Of these more is not better, so nothing is on a Pareto front for having more.
-_NOT_BETTER = ("gini", "popularity_lift")
+_NOT_BETTER = ("gini", "mean_popularity", "popularity_lift")
 _POINTS_OF_LOSS, _POINTS_OF_METRIC = 120, 50
 # Of cost.json: what its axis says, and in which order it gets worse.
 _COSTS = {

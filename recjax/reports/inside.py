@@ -93,9 +93,10 @@ def place_items(unit_NxD: np.ndarray) -> tuple[np.ndarray, str]:
     """Two coordinates [N, 2] of every item, always the same, and the name of the method.
 
     t-SNE of cosine distances, begun at the principal components (van der Maaten and Hinton, 2008;
-    Kobak and Berens, 2019); of fewer than 30 items the principal components themselves.
+    Kobak and Berens, 2019); of fewer than 30 items, or of one dimension, the principal components
+    themselves.
     """
-    if len(unit_NxD) < 30:
+    if len(unit_NxD) < 30 or unit_NxD.shape[1] < 2:
         centred = unit_NxD - unit_NxD.mean(axis=0)
         left, scale, _ = np.linalg.svd(centred, full_matrices=False)
         return np.pad(left * scale, ((0, 0), (0, 2)))[:, :2], "Principal components"

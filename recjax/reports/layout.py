@@ -24,6 +24,7 @@ _LATEX = {
     "^": r"\textasciicircum{}",
     "<": r"$<$",
     ">": r"$>$",
+    "|": r"\textbar{}",
     "±": r"$\pm$",
     "Δ": r"$\Delta$",
 }
@@ -55,11 +56,14 @@ class Table:
     def markdown(self) -> str:
         """A heading, the table and its caption."""
         marks = {"best": "**{}**", "near": "*{}*", "": "{}"}
-        lines = [map(_markdown, self.columns), ["---"] + ["---:"] * (len(self.columns) - 1)]
-        lines += [[marks[cell.style].format(_markdown(cell.text)) for cell in r] for r in self.rows]
+        lines = [map(markdown_text, self.columns), ["---"] + ["---:"] * (len(self.columns) - 1)]
+        lines += [
+            [marks[cell.style].format(markdown_text(cell.text)) for cell in row]
+            for row in self.rows
+        ]
         table = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-        caption = f"\n{_markdown(self.caption)}\n" if self.caption else ""
-        return f"### {_markdown(self.title)}\n\n{table}{caption}"
+        caption = f"\n{markdown_text(self.caption)}\n" if self.caption else ""
+        return f"### {markdown_text(self.title)}\n\n{table}{caption}"
 
     def latex(self) -> str:
         r"""A `table` with \toprule, \midrule and \bottomrule, of the package booktabs."""
@@ -102,7 +106,8 @@ def cells(texts: Sequence[str]) -> tuple[Cell, ...]:
     return tuple(map(Cell, texts))
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
+    """Text that Markdown shows as it stands, in a table too."""
     return re.sub(r"([\\|*_`<\[\]])", r"\\\1", text)
 
 
@@ -113,4 +118,6 @@ def _latex(text: str) -> str:
 
 
 def _latex_row(texts: Iterable[str]) -> str:
-    return " & ".join(texts) + r" \\"
+    row = " & ".join(texts) + r" \\"
+    # After a rule or another row, LaTeX would take these for an argument.
+    return f"{{}}{row}" if row.startswith(("[", "*")) else row

@@ -142,15 +142,13 @@ class Sections:
         flat = flatten_config(self.results.runs[0].config)
         rows = [cells([key, tables.setting_text(flat, key)]) for key in flat if key not in differ]
         title = "Settings of all arms" if len(self.arms) > 1 else "Settings"
-        rest = markup.details(
-            f"{title}: {len(rows)} keys",
-            self._table(Table(title, "", ("key", "value"), tuple(rows)), "settings"),
-        )
-        if len(self.arms) == 1:
-            return rest
-        if not differ:
-            return f'<p class="none">All arms have the same settings.</p>{rest}'
-        return self._table(self._differing(differ), "differing") + rest
+        first = ""
+        if differ:
+            first = self._table(self._differing(differ), "differing")
+        elif len(self.arms) > 1:
+            first = '<p class="none">All arms have the same settings.</p>'
+        rest = self._table(Table(title, "", ("key", "value"), tuple(rows)), "settings")
+        return first + markup.details(f"{title}: {len(rows)} keys", rest)
 
     def _differing(self, differ: Mapping[str, Mapping[str, str]]) -> Table:
         baseline = self.compared.baseline
@@ -196,15 +194,18 @@ def _prose(about: str) -> str:
 
 def _commands(results: Results, compared: Comparison) -> Iterable[str]:
     """What trains the sweeps again, and what makes this report."""
-    folders = []
+    folders, known = [], {run.workdir for run in results.runs}.union(results.unfinished)
     for run in results.runs:
-        sweep = plan_of(run.workdir.parent)
-        folder = run.workdir.parent if sweep else run.workdir
+        owner = run.workdir.parent
+        sweep = plan_of(owner)
+        whole = sweep and known.issuperset(owner / name for name in sweep.get("trials", ()))
+        folder = owner if whole else run.workdir
         if folder in folders:
             continue
         folders.append(folder)
-        if sweep:
-            yield f"python -m recjax.sweep --sweep={_word(sweep['sweep'])} --workdir={_word(folder)}"
+        if whole:
+            words = map(_word, sweep["words"])
+            yield f"python -m recjax.sweep {' '.join(words)} --workdir={_word(folder)}"
     words = ["python -m recjax.report", *map(_word, folders)]
     if compared.baseline != results.arms[0].name:
         words.append(f"--baseline={_word(compared.baseline)}")

@@ -51,7 +51,7 @@ def results_table(results: Results, comparison: Comparison) -> Table:
         for metric in comparison.metrics:
             row += [number_text(means[metric][name]), *[NONE] * 3 * (metric in compared)]
         rows.append(cells(row))
-    caption = f"Means over seeds {_spread_words(results)}. " if _spread_words(results) else ""
+    caption = f"Means over seeds {_spread_words(results)}. "
     if compared:
         caption += (
             f"Δ: difference to {comparison.baseline!r}; p: paired t test over "

@@ -5,11 +5,12 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from recjax.data.dataset import Dataset
 from recjax.errors import ConfigError
 from recjax.files import write_file
 from recjax.reports.collect import Results
 from recjax.reports.compare import Comparison, compare
-from recjax.reports.layout import Table
+from recjax.reports.layout import Table, markdown_text
 from recjax.reports.page import write_page
 from recjax.reports.tables import make_tables
 
@@ -37,6 +38,7 @@ def write_report(
     baseline: str = "",
     metrics: str | Sequence[str] = "",
     page: bool = True,
+    dataset: Dataset | None = None,
 ) -> Report:
     """Compares, and writes `table.md`, `table.tex`, `page.html` and a PNG of each figure.
 
@@ -48,6 +50,7 @@ def write_report(
         checkpoints where empty.
       page: False for the tables alone. Without the extra `report` they are all there is, and a
         note says so.
+      dataset: of a single run, where its config cannot load it, to look inside the model.
 
     Raises:
       ReportError: an unknown arm or metric.
@@ -63,7 +66,7 @@ def write_report(
     files = [markdown, latex]
     if page:
         try:
-            files += write_page(results, comparison, folder)
+            files += write_page(results, comparison, folder, dataset)
         except ConfigError as error:
             notes = (*notes, f"No page.html: {error}.")
     return Report(tuple(files), comparison, tables, notes)
@@ -81,8 +84,9 @@ def protocol_text(results: Results) -> str:
 
 
 def _markdown(results: Results, tables: Sequence[Table], notes: Iterable[str]) -> str:
-    head = [f"## {results.title}", *filter(None, [results.about]), protocol_text(results)]
-    listed = "".join(f"- {note}\n" for note in notes)
+    title, protocol = markdown_text(results.title), markdown_text(protocol_text(results))
+    head = [f"## {title}", *filter(None, [results.about]), protocol]
+    listed = "".join(f"- {markdown_text(note)}\n" for note in notes)
     body = [f"{block}\n" for block in head] + [listed] * bool(listed)
     return "\n".join([*body, *(table.markdown() for table in tables)])
 

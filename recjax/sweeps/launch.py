@@ -35,7 +35,7 @@ OnChange = Callable[[Trial, TrialResult], None]
 # `attempt_trial(trial, workdir, on_start, known_failure)`, here or on another machine.
 Slot = Callable[[Trial, pathlib.Path, Callable[[], None], str | None], TrialResult]
 # The trials that come after one that has ended.
-Follow = Callable[[Trial, TrialResult], Iterable[Trial]]
+Follow = Callable[[Trial, TrialResult], Sequence[Trial]]
 
 
 def run_sweep(
@@ -106,20 +106,26 @@ def run_sweep(
         slots = _local_slots(count, path, accelerator, is_stopping, stopping, dataset)
     else:
         raise ConfigError(f"launcher={launcher!r}: 'local' or 'slurm'")
-    _write_sweep(sweep, path, () if searching else sweep.trials)
-    console = rich.console.Console(file=sys.stdout, quiet=quiet)
     first = sweep.trials if searching is None else searching.first()
-    total = len(sweep.trials) + (len(sweep.arms) * search_trials if searching else 0)
-    with Status(first, path, console, total) as status:
+    words = list(sweep.words)
+    words += [f"--search={search}", f"--search_trials={search_trials}"] if search else []
+    _write_sweep(sweep, path, words, sweep.trials if searching is None else searching.trials)
+    console = rich.console.Console(file=sys.stdout, quiet=quiet)
+    to_come = (lambda: 0) if searching is None else searching.to_come
+    with Status(first, path, console, to_come) as status:
 
         def changed(trial: Trial, result: TrialResult) -> None:
             status.change(trial, result)
             if on_change is not None:
                 on_change(trial, result)
 
+        def follow(trial: Trial, result: TrialResult) -> Sequence[Trial]:
+            trials = () if searching is None else searching.follow(trial, result)
+            status.add(trials)
+            return trials
+
         here = launcher == "local" and workers == 0
         executor = _Here() if here else concurrent.futures.ThreadPoolExecutor(len(slots))
-        follow = _no_more if searching is None else searching.follow
         try:
             found = run_trials(first, path, slots, executor, is_stopping, changed, follow)
         finally:
@@ -129,7 +135,7 @@ def run_sweep(
         results = [found[trial.name] for trial in sweep.trials]
     else:
         results = searching.results(found)
-        _write_sweep(sweep, path, searching.trials)
+        _write_sweep(sweep, path, words, searching.trials)
         with claim(path, wait=True):
             write_file(path / "search.json", json.dumps(searching.record(), indent=2) + "\n")
     if not quiet:
@@ -186,7 +192,7 @@ def run_trials(
             elsewhere.append((time.monotonic() + _ELSEWHERE_SECONDS, trial))
         if is_new:
             on_change(trial, result)
-        waiting.extendleft(reversed(list(follow(trial, result))))
+        waiting.extendleft(reversed(follow(trial, result)))
 
     while True:
         goes_on = not is_stopping()
@@ -207,11 +213,6 @@ def run_trials(
     for trial in waiting:
         results[trial.name] = TrialResult(trial.name, "waiting", workdir / trial.name)
     return results
-
-
-def _no_more(trial: Trial, result: TrialResult) -> Iterable[Trial]:
-    del trial, result
-    return ()
 
 
 def _local_slots(
@@ -241,11 +242,14 @@ class _Here(concurrent.futures.Executor):
         return future
 
 
-def _write_sweep(sweep: Sweep, workdir: pathlib.Path, trials: Iterable[Trial]) -> None:
+def _write_sweep(
+    sweep: Sweep, workdir: pathlib.Path, words: Sequence[str], trials: Iterable[Trial]
+) -> None:
     """Writes sweep.json, or checks that the workdir's is of this sweep."""
     file = workdir / "sweep.json"
     record = {
         "sweep": sweep.path,
+        "words": list(words),
         "title": sweep.title,
         "about": sweep.about,
         "arms": [arm.name for arm in sweep.arms],

@@ -89,7 +89,7 @@ class Search:
         """The trials to begin with."""
         return [trial for arm in self._sweep.arms for trial in self._advance(arm)]
 
-    def follow(self, trial: Trial, result: TrialResult) -> Iterable[Trial]:
+    def follow(self, trial: Trial, result: TrialResult) -> Sequence[Trial]:
         """The trials that come after one that has ended: of its arm, the next or the last ones."""
         if not _is_search(trial) or result.state not in ("finished", "failed"):
             return ()
@@ -117,6 +117,10 @@ class Search:
                 folder = self._workdir / search.folder
                 results.append(TrialResult(search.folder, "waiting", folder))
         return results
+
+    def to_come(self) -> int:
+        """How many trials there will be beside those that were handed out, at most."""
+        return sum(search.to_come for search in self._arms.values())
 
     @property
     def trials(self) -> list[Trial]:
@@ -181,6 +185,11 @@ class _ArmSearch:
         return [
             make_trial(self._path, self.arm, seed, best, self._count) for seed in self.arm.seeds
         ]
+
+    @property
+    def to_come(self) -> int:
+        """Trials after the one that was asked for last."""
+        return 0 if self.is_done else self._count - len(self.tried) - 1 + len(self.arm.seeds)
 
     def ask(self) -> Trial:
         drawn = self._study.ask({range_.key: range_.distribution() for range_ in self._ranges})

@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import rich.box
@@ -53,28 +53,26 @@ class Status:
     """Shows the trials of a sweep while they run, as a context manager.
 
     Args:
-      trials: in the order of the table; those that come up later follow.
+      trials: in the order of the table.
       workdir: of the sweep.
       console: where it is shown.
-      total: how many there will be; as many as `trials` where 0.
+      to_come: how many others are still to be added.
     """
 
     def __init__(
         self,
-        trials: Sequence[Trial],
+        trials: Iterable[Trial],
         workdir: pathlib.Path,
         console: rich.console.Console,
-        total: int = 0,
+        to_come: Callable[[], int] = lambda: 0,
     ):
-        self._trials = list(trials)
-        self._total = total or len(self._trials)
         self._workdir = workdir
         self._console = console
+        self._to_come = to_come
         self._lock = threading.Lock()
-        self._states = {
-            trial.name: "finished" if is_finished(workdir / trial.name) else "waiting"
-            for trial in trials
-        }
+        self._trials: list[Trial] = []
+        self._states: dict[str, str] = {}
+        self.add(trials)
         self._began: dict[str, float] = {}
         self._took: dict[str, float] = {}
         self._live = (
@@ -92,20 +90,27 @@ class Status:
         self._live.__enter__()
         before = sum(state == "finished" for state in self._states.values())
         if before:
-            self.message(f"{before} of {self._total} trials were finished before")
+            self.message(f"{before} of {self._total()} trials were finished before")
         return self
 
     def __exit__(self, *details: Any) -> None:
         self._live.__exit__(*details)
         self.message(table_text(self.table()))
 
+    def add(self, trials: Iterable[Trial]) -> None:
+        """Takes in trials that come up, once each."""
+        with self._lock:
+            for trial in trials:
+                if trial.name not in self._states:
+                    finished = is_finished(self._workdir / trial.name)
+                    self._states[trial.name] = "finished" if finished else "waiting"
+                    self._trials.append(trial)
+
     def change(self, trial: Trial, result: TrialResult) -> None:
         """Takes in a new state; safe to call from any thread."""
         with self._lock:
-            before = self._states.get(trial.name)
+            before = self._states[trial.name]
             self._states[trial.name] = result.state
-            if before is None:
-                self._trials.append(trial)
             now = time.monotonic()
             if result.state == "running":
                 self._began[trial.name] = now
@@ -122,14 +127,14 @@ class Status:
         """One row a trial, of at most so many: those that run first, then those that failed."""
         trials, states = list(self._trials), dict(self._states)
         counts = Counter(states.values())
-        counts["waiting"] += self._total - len(states)
+        counts["waiting"] += self._to_come()
         shown = sorted(trials, key=lambda trial: _SHOWN_FIRST.index(states[trial.name]))
         chosen = {trial.name for trial in shown[:most]}
         table = rich.table.Table(
             box=rich.box.SIMPLE_HEAD,
             show_edge=False,
             caption=", ".join(f"{counts[state]} {state}" for state in _SHOWN_FIRST if counts[state])
-            + f" of {self._total}",
+            + f" of {counts.total()}",
             caption_justify="left",
         )
         table.add_column("arm")
@@ -140,6 +145,9 @@ class Status:
                 state = states[trial.name]
                 table.add_row(*self._cells(trial, state), style=_STYLES.get(state, ""))
         return table
+
+    def _total(self) -> int:
+        return len(self._states) + self._to_come()
 
     def _live_table(self) -> rich.table.Table:
         return self.table(max(self._console.height - 6, 3))
@@ -165,7 +173,8 @@ class Status:
 
     def _line(self, trial: Trial, result: TrialResult) -> str:
         done = sum(state in ("finished", "failed") for state in self._states.values())
-        text = f"{done} of {self._total} done; {result.state}: {_label(trial)}, seed {trial.seed}"
+        total = self._total()
+        text = f"{done} of {total} done; {result.state}: {_label(trial)}, seed {trial.seed}"
         if result.state in ("finished", "stopped"):
             metric = trial.config.eval.metric
             found = read_progress(result.workdir, metric)

@@ -94,6 +94,7 @@ class Sweep:
       arms: in the file's order.
       trials: every arm with its first seed, then every arm with its second, and so on, so that
         what an unfinished sweep holds can be compared.
+      words: flags of `python -m recjax.sweep` that ask for it.
     """
 
     title: str
@@ -101,10 +102,11 @@ class Sweep:
     path: str
     arms: tuple[Arm, ...]
     trials: tuple[Trial, ...] = dataclasses.field(repr=False)
+    words: tuple[str, ...] = ()
 
 
 def load_sweep(
-    path: str, *, seeds: Sequence[int] | None = None, smoke: bool = False, **overrides: Any
+    path: str, /, *, seeds: Sequence[int] | None = None, smoke: bool = False, **overrides: Any
 ) -> Sweep:
     """The sweep that a Python file with `get_config(...)` and `sweep(add)` asks for.
 
@@ -153,7 +155,12 @@ def load_sweep(
         for arm in arms
         if i < len(arm.seeds)
     ]
-    return Sweep(title, about.strip(), path, tuple(arms), tuple(trials))
+    words = [f"--sweep={path}", *override_words(common)]
+    if chosen_seeds is not None:
+        words.append(f"--seeds={','.join(map(str, chosen_seeds))}")
+    if smoke:
+        words.append("--smoke")
+    return Sweep(title, about.strip(), path, tuple(arms), tuple(trials), tuple(words))
 
 
 def make_trial(

@@ -180,6 +180,7 @@ def write_sweep(folder, arms=None, seeds=(0, 1, 2), *, unfinished=(), search_tri
         folder / "sweep.json",
         {
             "sweep": "experiments/ablations/fake.py",
+            "words": ["--sweep=experiments/ablations/fake.py", "--config.data.dir=my data"],
             "title": "How many negatives does a softmax need?",
             "about": "Made up: every arm ranks the same items for the same users.",
             "arms": list(arms),

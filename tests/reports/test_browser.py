@@ -10,6 +10,7 @@ from playwright.sync_api import expect, sync_playwright
 from recjax.reports.collect import load_results
 from recjax.reports.compare import compare
 from recjax.reports.page import write_page
+from recjax.reports.write import write_report
 from tests.reports.small import ARMS, write_sweep
 from tests.runs import never_stopped
 
@@ -18,6 +19,9 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open the page with"),
 ]
+# A machine with other work takes long to load Vega.
+TIMEOUT = 60_000
+expect.set_options(timeout=TIMEOUT)
 HOSTILE = "</script><script>document.title = 'run'</script>"
 
 
@@ -43,7 +47,8 @@ def run_page(tmp_path_factory):
     titles[:] = [f"{HOSTILE} {title}" for title in titles]
     dataset = dataclasses.replace(run.experiment.dataset, titles=titles.astype(str))
     results = load_results(run.workdir)
-    return write_page(results, compare(results), tmp_path_factory.mktemp("run"), dataset)[0]
+    report = write_report(results, tmp_path_factory.mktemp("run"), dataset=dataset)
+    return next(path for path in report.files if path.name == "page.html")
 
 
 @contextlib.contextmanager
@@ -52,7 +57,7 @@ def opened(browser, path, **settings):
     complaints = []
     context = browser.new_context(**settings)
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(TIMEOUT)
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: complaints.append(request.url))
@@ -65,7 +70,7 @@ def opened(browser, path, **settings):
 
 
 def marks(page, figure, kind="symbol"):
-    return page.locator(f"#chart-{figure} .mark-{kind}.role-mark path").count()
+    return page.locator(f"#chart-{figure} .mark-{kind}.role-mark path")
 
 
 def shown_rows(page, table):
@@ -88,35 +93,29 @@ def test_every_figure_of_a_sweep_is_drawn(browser, sweep_page):
 
 def test_a_search_leaves_the_rows_and_marks_that_match(browser, sweep_page):
     with opened(browser, sweep_page) as page:
-        assert marks(page, "values") == len(ARMS)
+        expect(marks(page, "values")).to_have_count(len(ARMS))
         page.keyboard.press("/")
         page.keyboard.type("64 NEG")
         assert shown_rows(page, "test") == ["64 negatives"]
         assert shown_rows(page, "budget") == ["64 negatives"]
         expect(page.locator("#status")).to_contain_text("rows")
-        page.wait_for_function(
-            "document.querySelectorAll('#chart-values .mark-symbol.role-mark path').length === 1"
-        )
+        expect(marks(page, "values")).to_have_count(1)
         page.keyboard.press("Escape")
         assert shown_rows(page, "test") == [*ARMS, "popularity", "random"]
         page.locator("#search").fill("learning_rate")
         assert shown_rows(page, "settings") == ["optim.learning_rate"]
         assert shown_rows(page, "test") == []
-        assert marks(page, "validation", "line") == 4 * len(ARMS)
+        expect(marks(page, "validation", "line")).to_have_count(4 * len(ARMS))
         page.locator("#search").fill("nothing is called so")
         expect(page.locator("#status")).to_have_text("nothing matches")
 
 
 def test_a_box_hides_its_arm_in_every_figure_and_table(browser, sweep_page):
     with opened(browser, sweep_page) as page:
-        before = {name: marks(page, name) for name in ("values", "slices-items", "cost")}
+        before = {name: marks(page, name).count() for name in ("values", "slices-items", "cost")}
         page.get_by_label("wide", exact=True).uncheck()
-        page.wait_for_function(
-            "document.querySelectorAll('#chart-cost .mark-symbol.role-mark path').length === "
-            f"{before['cost'] - 4}"
-        )
-        assert marks(page, "values") == before["values"] - 1
-        assert marks(page, "slices-items") == before["slices-items"] - 3
+        for name, fewer in (("values", 1), ("slices-items", 3), ("cost", 4)):
+            expect(marks(page, name)).to_have_count(before[name] - fewer)
         assert "wide" not in shown_rows(page, "test") + shown_rows(page, "differing")
         page.get_by_label("wide", exact=True).check()
         assert "wide" in shown_rows(page, "test")
@@ -220,7 +219,9 @@ def test_hovering_over_a_curve_tells_the_run(browser, sweep_page):
         chart.scroll_into_view_if_needed()
         box = chart.bounding_box()
         page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"], steps=3)
-        told = page.locator("#vg-tooltip-element.visible tr").all_inner_texts()
+        rows = page.locator("#vg-tooltip-element.visible tr")
+        expect(rows).to_have_count(6)
+        told = rows.all_inner_texts()
         said = dict(line.replace(":", "").split(maxsplit=1) for line in told)
         assert list(said) == ["arm", "seed", "step", "seconds", "metric", "value"]
         assert said["arm"] in ARMS and said["seed"] in ("0", "1", "2", "mean")

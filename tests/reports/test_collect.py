@@ -99,6 +99,23 @@ def test_what_is_not_finished_is_listed(tmp_path):
     assert "Arm '64 negatives' has no finished run." in notes
 
 
+def test_single_trials_of_a_sweep_have_not_lost_its_other_arms(sweep):
+    trials = sorted(path for path in sweep.iterdir() if path.name.startswith("full"))
+    results = load_results(trials)
+    assert [(arm.name, arm.seeds) for arm in results.arms] == [("full", (0, 1))]
+    assert results.notes == ()
+
+
+def test_a_baseline_that_an_arm_is_named_like_is_told_apart(tmp_path):
+    arms = {"popularity": ARMS["full"]}
+    results = load_results(write_sweep(tmp_path / "s", arms, seeds=(0,), size=20))
+    known = results.runs[0].baselines
+    assert results.baseline_means("recall@10") == {
+        "popularity (baseline)": known["popularity"]["recall@10"],
+        "random": known["random"]["recall@10"],
+    }
+
+
 def test_arms_with_fewer_seeds_are_noted(tmp_path):
     folder = write_sweep(tmp_path / "s", TWO, seeds=(0, 1), unfinished=[("full", 0)], size=20)
     assert "Arm 'full' has 1 of 2 seeds: 1." in load_results(folder).notes
@@ -170,6 +187,10 @@ def test_a_damaged_file_is_named(tmp_path):
         load_results(run)
     (run / "eval" / "test.json").write_text('{"step"')
     with pytest.raises(ReportError, match=r"test.json, line 1: not JSON"):
+        load_results(run)
+    (run / "protocol.json").write_text('{"dataset": "synthetic"}')
+    (run / "eval" / "test.json").write_text("{}")
+    with pytest.raises(ReportError, match=r"run: protocol.json has no dataset_hash, split, .*more"):
         load_results(run)
 
 

@@ -73,7 +73,7 @@ def test_each_arm_is_tested_against_the_baseline_query_by_query():
 
 def test_the_frame_has_a_row_for_each_difference():
     results = make_results(a=[make_result("a", 0, uniform(0))], b=[make_result("b", 0, uniform(1))])
-    frame = compare(results, metric="ndcg@10").frame()
+    frame = compare(results, metrics="ndcg@10").frame()
     assert frame.select("arm", "metric", "seeds", "different").rows() == [
         ("b", "ndcg@10", 1, False)
     ]
@@ -101,10 +101,27 @@ def test_other_users_are_refused():
             compare(results)
 
 
+def test_what_cannot_be_tested_is_refused():
+    lone = make_results(a=[make_result("a", 0, [0.5])], b=[make_result("b", 0, [0.7])])
+    with pytest.raises(ReportError, match="over 1 test query"):
+        compare(lone)
+    damaged = make_results(
+        a=[make_result("a", 0, [0.5, 1.0])], b=[make_result("b", 0, [0.7, np.nan])]
+    )
+    with pytest.raises(ReportError, match=r"/runs/b-0: eval/test.parquet .* not finite"):
+        compare(damaged)
+
+
+def test_many_comparisons_have_resamples_enough_for_holm():
+    arms = {f"arm {i}": [make_result(f"arm {i}", 0, uniform(i) + 0.8 * i)] for i in range(60)}
+    found = compare(make_results(**arms))
+    assert max(one.bootstrap_p_holm for one in found.differences) < 0.05
+
+
 def test_unknown_metrics_and_arms_are_named():
     results = make_results(a=[make_result("a", 0, uniform(0))])
     with pytest.raises(ReportError, match="no metric 'recal@10'.*near ones: recall@10"):
-        compare(results, metric="recal@10")
+        compare(results, metrics="recal@10")
     with pytest.raises(ReportError, match="no arm is named 'z'; there are 'a'"):
         compare(results, "z")
 
@@ -129,6 +146,11 @@ def test_notes_say_how_far_the_p_values_go():
     assert mixed.notes[0].startswith("One seed only: b;")
     assert compare(make_results(a=runs("a", 3), b=runs("b", 3))).notes == ()
     assert compare(make_results(a=runs("a", 2), b=runs("b", 3))).notes[0].startswith("Two seeds")
+    elsewhere = make_results(a=runs("a", 3), b=runs("b", 3))
+    elsewhere.runs[0].cost["devices"] = "1 x gpu"
+    assert compare(elsewhere).notes == (
+        "Times do not compare, as runs had different devices: 1 x gpu, unknown.",
+    )
     unequal = compare(
         make_results(a=runs("a", 3), b=runs("b", 3, steps=40, search_trials=5), c=runs("c", 3))
     )

@@ -128,6 +128,14 @@ def test_the_front_holds_what_nothing_is_both_cheaper_and_better_than(results, f
     assert marks_of(cost, "parameters", "line", hidden=["b"]) == [4]
 
 
+def test_only_what_is_better_for_being_more_has_a_front(results):
+    asked = ("mean_popularity@10", "gini@5", "coverage@10")
+    made = make_figures(results, compare(results, metrics=asked))
+    assert set(asked) <= set(made["comparison"][0].metrics)
+    names = {name.partition("@")[0] for name in made["cost"][0].metrics}
+    assert names == {"coverage", "recall", "ndcg", "mrr", "novelty"}
+
+
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "altair", None)
     with pytest.raises(ConfigError, match=r"altair.*\[report\]"):

@@ -34,10 +34,15 @@ def test_a_map_is_the_same_every_time():
 def test_few_items_lie_at_their_principal_components():
     line = np.array([[-1.0], [0.0], [3.0]]) * np.array([[0.6, 0.8, 0.0]])
     place, method = place_items(line)
-    assert method == "principal components"
+    assert method == "Principal components"
     assert place.shape == (3, 2)
     assert np.abs(np.diff(place[:, 0])) == pytest.approx([1, 3])
     assert place[:, 1] == pytest.approx(0)
+    place, method = place_items(np.where(np.arange(40) < 30, 1.0, -1.0)[:, None])
+    assert method == "Principal components"
+    assert place.shape == (40, 2)
+    assert np.ptp(place[:30], axis=0) == pytest.approx(0)
+    assert np.ptp(place[:, 0]) == pytest.approx(2)
 
 
 def test_an_item_counts_to_its_rarest_category():

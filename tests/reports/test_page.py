@@ -8,6 +8,7 @@ from recjax.errors import ConfigError
 from recjax.reports.collect import load_results
 from recjax.reports.compare import compare
 from recjax.reports.page import write_page
+from recjax.reports.sections import Sections
 from tests.reports.small import ARMS, write_run, write_sweep
 
 HOSTILE = '</script><script>alert("1")</script> & <b>'
@@ -20,7 +21,7 @@ class Parsed(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.elements, self.texts, self.open = [], [], []
+        self.elements, self.texts = [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -43,7 +44,11 @@ class Parsed(html.parser.HTMLParser):
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     arms = {HOSTILE if name == "wide" else name: arm for name, arm in ARMS.items()}
-    results = load_results(write_sweep(folder / "sweep", arms, unfinished=[("full", 2)]))
+    sweep = write_sweep(folder / "sweep", arms, unfinished=[("full", 2)])
+    plan = json.loads((sweep / "sweep.json").read_text())
+    plan |= {"title": f"</title>{HOSTILE}", "about": f"{HOSTILE}\n\n    {HOSTILE}"}
+    (sweep / "sweep.json").write_text(json.dumps(plan))
+    results = load_results(sweep)
     return results, write_page(results, compare(results, samples=50), folder / "report")
 
 
@@ -76,6 +81,8 @@ def test_names_are_escaped(page):
     assert values["rows"]["columns"]["arm"]["words"] == list(ARMS)[:3] + [HOSTILE]
     boxes = [a["value"] for a, _ in page.of("input") if a["type"] == "checkbox"]
     assert boxes == list(ARMS)[:3] + [HOSTILE]
+    assert page.of("title")[0][1].strip() == page.of("h1")[0][1] == f"</title>{HOSTILE}"
+    assert HOSTILE in [text for _, text in page.of("p")] + [text for _, text in page.of("pre")]
 
 
 def test_the_page_says_how_everything_was_measured(page):
@@ -84,11 +91,42 @@ def test_the_page_says_how_everything_was_measured(page):
     assert said["Split"].startswith("predefined: as the data came divided")
     assert said["Runs"] == "4 arms, 11 runs, seeds 0, 1, 2"
     assert "1 x cpu (cpu)" in said["Ran on"] and "JAX 0.10.2" in said["Ran on"]
-    commands = page.of("pre")[0][1].splitlines()
+    commands = page.of("pre")[-1][1].splitlines()
     assert commands[0].startswith("python -m recjax.sweep --sweep=experiments/ablations/fake.py ")
     assert commands[1].startswith("python -m recjax.report ")
     notes = [text for _, text in page.of("li")]
     assert any("full" in note for note in notes)
+
+
+def test_the_command_says_what_was_compared_with_what(tmp_path):
+    arms = {name: ARMS[name] for name in ("full", "64 negatives")}
+    sweep = write_sweep(tmp_path / "sweep", arms, seeds=(0,), size=20)
+    trials = sorted(path for path in sweep.iterdir() if path.is_dir())
+    plan = json.loads((sweep / "sweep.json").read_text())
+    plan["trials"] = [trial.name for trial in trials]
+    (sweep / "sweep.json").write_text(json.dumps(plan))
+
+    def commands(paths, *asked):
+        results = load_results(paths)
+        header = Sections(results, compare(results, *asked, samples=2)).header()
+        return Parsed(header).of("pre")[0][1].splitlines()
+
+    asked = commands(sweep, "64 negatives", ("recall@10", "ndcg@10"))
+    assert asked[0] == (
+        "python -m recjax.sweep --sweep=experiments/ablations/fake.py "
+        f"'--config.data.dir=my data' --workdir={sweep}"
+    )
+    assert asked[1:] == [
+        f"python -m recjax.report {sweep} --baseline='64 negatives' --metrics=recall@10,ndcg@10"
+    ]
+    assert commands(trials[:1]) == [f"python -m recjax.report {trials[0]}"]
+
+
+@pytest.mark.parametrize("word", ["Table", "Figure"])
+def test_tables_and_figures_are_numbered_as_they_come(page, word):
+    heads = [text.split() for _, text in page.of("b") if text.startswith(f"{word} ")]
+    assert len(heads) > 5
+    assert [head[1] for head in heads] == [f"{i}." for i in range(1, len(heads) + 1)]
 
 
 def test_settings_that_differ_from_the_baseline_are_marked(page):

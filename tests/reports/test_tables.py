@@ -54,12 +54,19 @@ def test_markdown_is_escaped_and_marked():
 def test_latex_is_escaped_and_of_booktabs():
     text = NASTY.latex()
     assert r"\caption{A \& B. 50 \% of \$x\_1\$, $d_z$ $\pm$ 1}" in text
-    assert r"\textbf{a|b\_c*} & $-$0.10 \\" in text
+    assert r"\textbf{a\textbar{}b\_c*} & $-$0.10 \\" in text
     nasty = r"\{\textasciitilde{}\textasciicircum{}\textbackslash{}\#\} & \textit{$<$0.001} \\"
     assert nasty in text
     rules = [line for line in text.splitlines() if line.endswith("rule")]
     assert rules == [r"\toprule", r"\midrule", r"\bottomrule"]
     assert r"\begin{tabular}{lr}" in text
+
+
+def test_a_name_in_brackets_is_no_argument_of_the_rule_before_it():
+    rows = tuple(cells([name, "1"]) for name in ("[a]", "*", "b"))
+    lines = Table("t", "", ("arm", "x"), rows).latex().splitlines()
+    start = lines.index(r"\midrule")
+    assert lines[start + 1 : start + 4] == [r"{}[a] & 1 \\", r"{}* & 1 \\", r"b & 1 \\"]
 
 
 def test_a_terminal_shows_the_same_cells():
@@ -85,9 +92,12 @@ def test_the_main_table_has_every_arm_and_what_it_is_measured_by(results):
 
 
 def test_a_metric_of_the_catalogue_has_no_difference(results):
-    table = tables.results_table(results, compare(results, metric=["coverage@10", "recall@10"]))
+    table = tables.results_table(results, compare(results, metrics=["coverage@10", "recall@10"]))
     assert table.columns == ("arm", "seeds", "coverage@10", "recall@10", "Δ", "p", "d_z")
     assert all(len(row) == len(table.columns) for row in table.rows)
+    alone = compare(results, metrics="coverage@10")
+    assert alone.differences == () and alone.leaders == {}
+    assert tables.results_table(results, alone).columns == ("arm", "seeds", "coverage@10")
 
 
 def test_every_difference_stands_in_full(results):

@@ -78,6 +78,23 @@ def test_a_diverging_trial_counts_as_0_and_is_not_run_again(tmp_path, monkeypatc
     assert sorted(marks) == ["began\n"] * 3 + ["began\nended\n"] * 3
 
 
+def test_none_waits_when_all_is_done_though_values_are_drawn_twice(tmp_path, monkeypatch, capsys):
+    fake_main(monkeypatch)
+    body = "suggest('optim.name', choices=('adam', 'sgd'))"
+    sweep, planned = load_sweep(write_search(tmp_path, body, ["a"])), []
+
+    def on_change(trial, result):
+        planned.append(len(json.loads((tmp_path / "w" / "sweep.json").read_text())["trials"]))
+
+    options = dict(search="optuna", search_trials=6, on_change=on_change)
+    for said in ("4 of 4 done; finished: a, seed 1", "2 of 2 trials were finished before"):
+        run_sweep(sweep, tmp_path / "w", **options)
+        out = capsys.readouterr().out
+        assert said in out
+        assert f"\n{said[0]} finished of {said[0]}\n" in out
+    assert (planned[0], planned[-1]) == (0, 2)
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -68,6 +68,14 @@ def test_seeds_are_those_of_the_user_or_else_of_the_arm(tmp_path):
     assert [trial.seed for trial in load_sweep(path, smoke=True).trials] == [5, 0]
 
 
+def test_a_sweep_knows_the_flags_that_ask_for_it(tmp_path):
+    path = write_sweep(tmp_path, "add('a')")
+    assert load_sweep(path).words == (f"--sweep={path}",)
+    asked = load_sweep(path, seeds=(4, 2), smoke=True, **{"model.dim": 9, "data.dir": "a b"})
+    words = ("--config.model.dim=9", "--config.data.dir=a b", "--seeds=4,2", "--smoke")
+    assert asked.words == (f"--sweep={path}", *words)
+
+
 def test_smoke_mode_is_as_small_as_the_user_and_the_arm_allow(tmp_path):
     body = "add('a')\nadd('b', **{'train.batch_size': 64, 'train.steps': 3})"
     sweep = load_sweep(write_sweep(tmp_path, body), smoke=True, **{"eval.bootstrap": 7})
@@ -126,8 +134,9 @@ def test_the_users_seed_key_and_a_file_without_arms_are_refused(tmp_path):
     path = write_sweep(tmp_path, "add('a')")
     with pytest.raises(ConfigError, match="config.seed differs from trial to trial: set --seeds"):
         load_sweep(path, seed=3)
-    with pytest.raises(ConfigError, match="unknown config key 'model.dmi'"):
-        load_sweep(path, **{"model.dmi": 3})
+    for key in ("model.dmi", "path"):
+        with pytest.raises(ConfigError, match=f"unknown config key '{key}'"):
+            load_sweep(path, **{key: 3})
     (tmp_path / "none.py").write_text(HEAD)
     with pytest.raises(ConfigError, match=r"none.py has no function sweep\(add\)"):
         load_sweep(str(tmp_path / "none.py"))
