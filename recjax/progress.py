@@ -42,7 +42,7 @@ class Progress:
             rich.progress.BarColumn(),
             rich.progress.TextColumn("{task.fields[status]}", markup=False),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=self._console.quiet or not self._console.is_terminal,
         )
         self._task = self._bar.add_task("", total=total, completed=start, status="compiling")
 

@@ -72,7 +72,9 @@ def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
 
 def table_text(table: rich.table.Table) -> str:
     """The table as plain text without escape codes, as wide as it needs to be."""
-    console = rich.console.Console(file=io.StringIO(), width=1000, color_system=None)
+    console = rich.console.Console(
+        file=io.StringIO(), width=1000, color_system=None, force_jupyter=False
+    )
     with console.capture() as capture:
         console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n") + "\n"
