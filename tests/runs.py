@@ -132,6 +132,7 @@ def slow_main(seconds):
 
 def main_on_a_full_disk(limit):
     """`python -m recjax.main` with the words of `sys.argv`, no file growing past so many bytes."""
+    jax.config.update("jax_enable_compilation_cache", False)  # which would warn of it too
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     runpy.run_module("recjax.main", run_name="__main__")
 
