@@ -4,6 +4,7 @@ import traceback
 
 from absl import app, flags, logging
 
+from recjax.allocator import keep_freed_memory
 from recjax.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from recjax.flags import define_config_flag, parse_flags, parse_seeds
 from recjax.parallel import select_accelerator
@@ -56,6 +57,7 @@ def main(argv: list[str]) -> None:
                 heartbeat_seconds=_HEARTBEAT.value,
             )
         select_accelerator(_ACCELERATOR.value)
+        keep_freed_memory()
         config, workdir = _CONFIG.value, _WORKDIR.value
         if _SEEDS.value:
             seeds, mode = parse_seeds(_SEEDS.value), _SEEDS_MODE.value

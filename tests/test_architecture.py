@@ -47,7 +47,7 @@ LAYERS = (
         "recjax.source",
         "recjax.writer",
     },
-    {"recjax.errors"},
+    {"recjax.errors", "recjax.allocator"},
 )
 # Dataset.from_frames, for whoever holds a Dataset, calls what builds one.
 UPWARD = {("recjax.data.dataset", "recjax.data.table")}

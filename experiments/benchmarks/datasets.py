@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments.benchmarks import harness
 from experiments.benchmarks.workload import ITEM_CATEGORIES, TAGS, USER_CATEGORIES, Arrays
+from recjax.allocator import keep_freed_memory
 from recjax.config import load_config
 from recjax.data.dataset import Bag, Categorical, Dataset, Interactions, Table, Vector
 from recjax.data.loader import make_batches
@@ -73,6 +74,7 @@ def leads(dataset: Dataset, examples: int) -> int:
 
 def build(config: str, dataset: Dataset, **overrides: Any) -> Experiment:
     """An experiment of a config in `configs/`, on one data set, with some keys set."""
+    keep_freed_memory()  # as `recjax.main` does
     settings = {
         "train.steps": _NEVER,
         "optim.schedule": "constant",

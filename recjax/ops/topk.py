@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-# On CPU, page faults of large fresh arrays cost more than the arithmetic: a tile of about 16 MB of
-# scores, used again and again, with blocks, ranks 256 queries x 100 k items in 58 ms (the whole
-# matrix at once: 99 ms; and without blocks: 125 ms; 2 cores, k 20).
-_TILE_SCORES = 1 << 22
+# On CPU, page faults of large fresh arrays cost more than the arithmetic: a tile of about 32 MB of
+# scores, used again and again. The best 100 of 100 k items for 256 queries take 46 ms so, 54 with
+# half the tile and blocks of 64, 66 to 92 with larger tiles (2 cores).
+_TILE_SCORES = 1 << 23
 _MIN_TILE_ROWS = 32
-_BLOCK = 64
+_BLOCK = 32
 
 _TopK = tuple[Float[Array, "B K"], Int[Array, "B K"]]
 
@@ -35,7 +35,7 @@ def top_k(
 ) -> _TopK:
     """The k items of highest scale * <query, item> + bias for each query, best first.
 
-    On CPU the queries go in tiles of rows, so memory stays near 16 MB; elsewhere B x N scores are
+    On CPU the queries go in tiles of rows, so memory stays near 32 MB; elsewhere B x N scores are
     formed at once. Products are of full float32 precision on every platform.
 
     Args:
