@@ -45,6 +45,15 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     return rest
 
 
+def parse_words(argv: Sequence[str]) -> list[str]:
+    """As `parse_flags`, for a command without a config."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
 def split_overrides(argv: Sequence[str], name: str = "config") -> tuple[dict[str, Word], list[str]]:
     """Divides argv into the value of each `--name.key=value`, by key, and what is left.
 

@@ -17,6 +17,7 @@ from recjax.data.files import decode, read_bytes
 from recjax.data.prepare import SHARD_ROWS, prepare_dataset
 from recjax.data.schema import Schema
 from recjax.errors import ConfigError, DataError
+from recjax.flags import parse_words
 
 _SOURCE = flags.DEFINE_string("source", "", "The folder with the files.")
 _OUT = flags.DEFINE_string("out", "", "The folder to make.")
@@ -32,15 +33,6 @@ _UNKNOWN_ITEMS = flags.DEFINE_enum(
 _ROWS = flags.DEFINE_integer(
     "rows", SHARD_ROWS, "Interactions that memory holds at a time.", lower_bound=1
 )
-
-
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the command line; a wrong flag is one message and status 2."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
 
 
 def main(argv: Sequence[str]) -> None:
@@ -66,4 +58,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=parse_words)

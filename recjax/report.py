@@ -9,6 +9,7 @@ import rich.console
 from absl import app, flags, logging
 
 from recjax.errors import CheckpointError, ConfigError, DataError, ReportError
+from recjax.flags import parse_words
 from recjax.reports.collect import load_results
 from recjax.reports.write import Report, protocol_text, write_report
 
@@ -24,15 +25,6 @@ _OUT = flags.DEFINE_string(
     "out", "", "The folder to write to. Default: report/ in the first WORKDIR."
 )
 _PAGE = flags.DEFINE_boolean("page", True, "Write page.html and figures besides the tables.")
-
-
-def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the command line; a wrong flag is one message and status 2."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
 
 
 def main(argv: Sequence[str]) -> None:
@@ -77,4 +69,4 @@ def _show(title: str, protocol: str, report: Report) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=parse_words)

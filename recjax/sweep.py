@@ -7,7 +7,7 @@ from absl import app, flags, logging
 
 from recjax.config import Word
 from recjax.errors import CheckpointError, ConfigError, DataError
-from recjax.flags import parse_seeds, split_overrides
+from recjax.flags import parse_seeds, parse_words, split_overrides
 from recjax.signals import stop_on_signals
 from recjax.sweeps.launch import run_sweep
 from recjax.sweeps.trials import load_sweep
@@ -45,11 +45,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     slurm, rest = split_overrides(rest, "slurm")
     _overrides.update(overrides)
     _slurm.update(slurm)
-    try:
-        return flags.FLAGS(rest)
-    except flags.Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+    return parse_words(rest)
 
 
 def main(argv: list[str]) -> None:

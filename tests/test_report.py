@@ -8,6 +8,7 @@ from absl.testing import flagsaver
 
 from recjax import report
 from recjax.errors import ConfigError
+from recjax.flags import parse_words
 from recjax.reports import write
 from recjax.reports.collect import load_results
 from recjax.reports.write import write_report
@@ -26,7 +27,7 @@ def command(*words):
     """`python -m recjax.report` with these words: its exit status."""
     with flagsaver.flagsaver():
         try:
-            report.main(report.parse_flags(["recjax.report", *map(str, words)]))
+            report.main(parse_words(["recjax.report", *map(str, words)]))
         except SystemExit as end:
             return end.code
     return 0

@@ -11,7 +11,15 @@ from typing import Any
 import numpy as np
 
 from experiments.benchmarks import harness
-from experiments.benchmarks.workload import ITEM_CATEGORIES, TAGS, USER_CATEGORIES, Arrays
+from experiments.benchmarks.workload import (
+    DIM,
+    FEATURE_DIM,
+    HIDDEN,
+    ITEM_CATEGORIES,
+    TAGS,
+    USER_CATEGORIES,
+    Arrays,
+)
 from recjax.allocator import keep_freed_memory
 from recjax.config import load_config
 from recjax.data.dataset import Bag, Categorical, Dataset, Interactions, Table, Vector
@@ -83,6 +91,19 @@ def build(config: str, dataset: Dataset, **overrides: Any) -> Experiment:
         **overrides,
     }
     return make_experiment(load_config(str(CONFIGS / config), **settings), dataset)
+
+
+def softmax_dnn(dataset: Dataset, examples: int) -> dict[str, Any]:
+    """The query tower and head of W2 and W3, trained on the last `examples` interactions."""
+    return {
+        "examples.history_length": 0,
+        "examples.min_history": leads(dataset, examples),
+        "model.dim": DIM,
+        "model.feature_dim": FEATURE_DIM,
+        "model.query.features": (*USER_FEATURES, "watched"),
+        "model.query.hidden": HIDDEN,
+        "model.item.bias": True,
+    }
 
 
 def adagrad_of_a_sum(batch_size: int, rate: float = 0.05) -> dict[str, Any]:

@@ -133,7 +133,10 @@ def test_metric_and_axis_are_chosen(browser, sweep_page):
         page.locator("#figure-cost select").select_option("query latency (ms)")
         axis = page.locator("#chart-cost .role-axis-title").first
         expect(axis).to_have_text("query latency (ms), less is better")
-        expect(page.locator("#chart-cost .role-title-text")).to_contain_text("ndcg@10")
+        title = page.locator("#chart-cost .role-title-text")
+        expect(title).to_contain_text("ndcg@10")
+        assert title.text_content() == "ndcg@10 on test, against query latency (ms)"
+        assert marks(page, "cost").count() > len(ARMS)
 
 
 def test_a_heading_sorts_its_table(browser, sweep_page):
