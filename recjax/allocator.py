@@ -12,10 +12,10 @@ def keep_freed_memory() -> bool:
     """Makes glibc keep large blocks that are freed, so that the next step writes to the same pages.
 
     By default it maps every large block afresh and gives it back at once, and a step's temporaries
-    are paid for in page faults: without them steps of `experiments/benchmarks/w1_two_tower.py`, with
-    and without this call in turn on 2 cores, took 0.75 to 0.9 of the time. The process then keeps
-    what it once needed. It acts on the whole process, so commands call it, and no library function
-    does.
+    are paid for in page faults. Without them the steps of `experiments/benchmarks/w1_two_tower.py`,
+    with and without this call in turn on 2 cores, took 0.75 to 0.9 of the time. The process then
+    keeps what it once needed. It acts on the whole process, so commands call it, and no library
+    function does.
 
     Returns:
       Whether this is a glibc that took it.
