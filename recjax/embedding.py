@@ -1,7 +1,8 @@
 """Embedding tables: rows looked up by id, and the gradients of rows that were looked up."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,61 @@ def lookup(
     return sum_over(rows, axis)
 
 
+def lookup_sum(
+    table_RxD: Float[Array, "R D"], ids_BxL: Int[Array, "B L"], *, axis: str | None = None
+) -> Float[Array, "B D"]:
+    """`lookup(table, ids).sum(1)`, on CPU without ever holding the rows [B, L, D]."""
+    if axis is not None:
+        ids_BxL = local_ids(ids_BxL, len(table_RxD), axis)
+    return sum_over(_sum_rows(table_RxD, ids_BxL), axis)
+
+
+def add_to_rows(
+    sums_RxD: Float[Array, "R D"], ids_BxL: Int[Array, "B L"], grads_BxD: Float[Array, "B D"]
+) -> Float[Array, "R D"]:
+    """Adds grads_b to each row that ids_b names, as often as it does; ids outside are dropped."""
+    rows = len(sums_RxD)
+    ids_BxL = jnp.where(ids_BxL < 0, rows, ids_BxL)
+
+    def by_place(sums_RxD: Array, ids_BxL: Array, grads_BxD: Array) -> Array:
+        def add(place: Any, sums_RxD: Array) -> Array:
+            return sums_RxD.at[ids_BxL[:, place]].add(grads_BxD, mode="drop")
+
+        return jax.lax.fori_loop(0, ids_BxL.shape[1], add, sums_RxD)
+
+    def at_once(sums_RxD: Array, ids_BxL: Array, grads_BxD: Array) -> Array:
+        return sums_RxD.at[ids_BxL].add(grads_BxD[:, None, :], mode="drop")
+
+    return jax.lax.platform_dependent(sums_RxD, ids_BxL, grads_BxD, cpu=by_place, default=at_once)
+
+
+@jax.custom_vjp
+def _sum_rows(table_RxD: Array, ids_BxL: Array) -> Array:
+    def by_place(table_RxD: Array, ids_BxL: Array) -> Array:
+        def add(place: Any, sum_BxD: Array) -> Array:
+            return sum_BxD + lookup(table_RxD, ids_BxL[:, place])
+
+        zero_BxD = jnp.zeros((len(ids_BxL), table_RxD.shape[1]), jnp.float32)
+        return jax.lax.fori_loop(0, ids_BxL.shape[1], add, zero_BxD)
+
+    def at_once(table_RxD: Array, ids_BxL: Array) -> Array:
+        return jnp.sum(lookup(table_RxD, ids_BxL), axis=1)
+
+    return jax.lax.platform_dependent(table_RxD, ids_BxL, cpu=by_place, default=at_once)
+
+
+def _sum_rows_fwd(table_RxD: Array, ids_BxL: Array) -> tuple[Array, tuple]:
+    return _sum_rows(table_RxD, ids_BxL), (table_RxD, ids_BxL)
+
+
+def _sum_rows_bwd(kept: tuple, grads_BxD: Array) -> tuple[Array, None]:
+    table_RxD, ids_BxL = kept
+    return add_to_rows(jnp.zeros_like(table_RxD), ids_BxL, grads_BxD), None
+
+
+_sum_rows.defvjp(_sum_rows_fwd, _sum_rows_bwd)
+
+
 def local_ids(ids: Int[Array, "..."], rows: int, axis: str) -> Int[Array, "..."]:
     """Ids within this device's shard of `rows` rows; -1 for the ids of other shards."""
     ids = jnp.where(ids < 0, -1, ids - jax.lax.axis_index(axis) * rows)
@@ -58,17 +114,28 @@ def local_ids(ids: Int[Array, "..."], rows: int, axis: str) -> Int[Array, "..."]
 
 
 def deduplicate(
-    ids_M: Int[Array, "M"], grads_MxD: Float[Array, "M D"], num_rows: int
+    ids: Sequence[Int[Array, "_ _"]], grads: Sequence[Float[Array, "_ D"]], num_rows: int
 ) -> tuple[Int[Array, "M"], Float[Array, "M D"]]:
     """Each id once, with the sum of its gradients; `num_rows` and zeros elsewhere.
 
     The ids that are left are in rising order, with `num_rows` in between where an id came more than
     once. Ids outside [0, num_rows), such as -1, are dropped.
+
+    Args:
+        ids: of each use [B, L], which differ in B and L; M in all.
+        grads: of each use [B, D]: row b is the gradient at each of the ids of row b.
+        num_rows: of the table.
     """
+    ids_M = jnp.concatenate([ids_BxL.reshape(-1) for ids_BxL in ids])
     is_row_M = (ids_M >= 0) & (ids_M < num_rows)
     sorted_M = jnp.sort(jnp.where(is_row_M, ids_M, num_rows))
     is_first_M = jnp.concatenate([jnp.ones(1, bool), sorted_M[1:] != sorted_M[:-1]])
     # Sorting the ids alone and searching among them is twice as fast on CPU as sorting pairs.
     slot_M = jnp.where(is_row_M, jnp.searchsorted(sorted_M, ids_M), len(ids_M))
-    sums_MxD = jnp.zeros_like(grads_MxD).at[slot_M].add(grads_MxD, mode="drop")
+    sums_MxD = jnp.zeros((len(ids_M), grads[0].shape[1]), grads[0].dtype)
+    start = 0
+    for ids_BxL, grads_BxD in zip(ids, grads, strict=True):
+        slot_BxL = slot_M[start : start + ids_BxL.size].reshape(ids_BxL.shape)
+        sums_MxD = add_to_rows(sums_MxD, slot_BxL, grads_BxD)
+        start += ids_BxL.size
     return jnp.where(is_first_M, sorted_M, num_rows), sums_MxD

@@ -10,9 +10,10 @@ from jaxtyping import Array, Float, Int
 
 from recjax.candidates import Candidates, Draw, gather_candidates, pick_hard
 from recjax.data.encode import Encoder
-from recjax.embedding import lookup
+from recjax.embedding import lookup, lookup_sum
 from recjax.losses import Loss
 from recjax.models.corpus import encode_corpus, sum_gradient
+from recjax.models.features import is_summed
 from recjax.models.retrieval import HEAD, RetrievalModel, SoftmaxHead, row_features, unit
 
 PyTree = Any
@@ -30,19 +31,27 @@ class Measured(NamedTuple):
     drawn: tuple[Array, Array] | None
 
 
+class Use(NamedTuple):
+    """Where a feature reads its table; `is_summed` if only the sum of an example's rows is read."""
+
+    table: str
+    ids: Array
+    is_summed: bool
+
+
 class Question(NamedTuple):
     """A batch made ready: what it is scored against, and every id that an embedding is needed of.
 
     `inputs` and `uses` are by scope: `query`, `own` (the examples' own items, flat) and
-    `candidate` (the shared candidates); `uses` holds, by feature whose table is in mode `rows`,
-    (table, ids). `stored_MxD` are the embeddings of `draw.stored`.
+    `candidate` (the shared candidates); `uses` is by scope and feature whose table is in mode
+    `rows`. `stored_MxD` are the embeddings of `draw.stored`.
     """
 
     batch: Batch
     draw: Draw | None
     stored_MxD: Array | None
     inputs: Mapping[str, Batch]
-    uses: Mapping[str, Mapping[str, tuple[str, Array]]]
+    uses: Mapping[str, Mapping[str, Use]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,8 +132,10 @@ class Objective:
         """The rows that a question needs, by scope and feature."""
         return {
             scope: {
-                name: lookup(tables[table], ids, axis=self.model_axis)
-                for name, (table, ids) in features.items()
+                name: (lookup_sum if use.is_summed else lookup)(
+                    tables[use.table], use.ids, axis=self.model_axis
+                )
+                for name, use in features.items()
             }
             for scope, features in question.uses.items()
         }
@@ -146,15 +157,14 @@ class Objective:
             return self._against_corpus(towers, question.batch, arrays)
         return self._against_candidates(towers, question, question.draw, arrays)
 
-    def _uses(self, inputs: Mapping[str, Batch]) -> dict[str, dict[str, tuple[str, Array]]]:
-        features = dict.fromkeys(inputs, self.model.item.features)
-        features["query"] = self.model.query.features
+    def _uses(self, inputs: Mapping[str, Batch]) -> dict[str, dict[str, Use]]:
+        side = {**dict.fromkeys(inputs, self.model.item), "query": self.model.query}
         return {
             scope: {
-                spec.name: (spec.table, inputs[scope][spec.name])
-                for spec in row_features(features[scope], self.model.tables)
+                spec.name: Use(spec.table, scoped[spec.name], is_summed(spec, side[scope].pooling))
+                for spec in row_features(side[scope].features, self.model.tables)
             }
-            for scope in inputs
+            for scope, scoped in inputs.items()
         }
 
     def _hard(

@@ -7,7 +7,7 @@ and initial_accumulator.
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -78,10 +78,11 @@ class RowOptimizer:
 
     Args:
         init: table [R, D] -> state, a dict of arrays [R, D] (empty for SGD).
-        update: (table, state, ids [M], gradients [M, D], step, axis=None) -> (table, state), where
-            step is the number of updates already made. Gradients of one id are summed first; ids
-            of -1 are dropped. With `axis` table and state are this device's shard and the ids are
-            global: each device updates the rows that it owns.
+        update: (table, state, ids, gradients, step, axis=None) -> (table, state), where step is the
+            number of updates already made, and ids [B, L] and gradients [B, D] are lists, an
+            element for each use of the table: row b is the gradient at each id of row b. Gradients
+            of one id are summed first; ids of -1 are dropped. With `axis` table and state are this
+            device's shard and the ids are global: each device updates the rows that it owns.
     """
 
     init: Callable[[Array], dict[str, Array]]
@@ -112,15 +113,16 @@ def make_row_optimizer(optim: Any, total_steps: int) -> RowOptimizer:
     def update(
         table_RxD: Float[Array, "R D"],
         state: dict[str, Array],
-        ids_M: Int[Array, "M"],
-        grads_MxD: Float[Array, "M D"],
+        ids: Sequence[Int[Array, "_ _"]],
+        grads: Sequence[Float[Array, "_ D"]],
         step: int | Int[Array, ""],
         axis: str | None = None,
     ) -> tuple[Float[Array, "R D"], dict[str, Array]]:
         num_rows = len(table_RxD)
         if axis is not None:
-            ids_M = local_ids(ids_M, num_rows, axis)
-        ids_M, grads_MxD = deduplicate(ids_M, grads_MxD.astype(jnp.float32), num_rows)
+            ids = [local_ids(ids_BxL, num_rows, axis) for ids_BxL in ids]
+        grads = [grads_BxD.astype(jnp.float32) for grads_BxD in grads]
+        ids_M, grads_MxD = deduplicate(ids, grads, num_rows)
         if optim.clip_norm:
             square = jnp.sum(grads_MxD**2)
             norm = jnp.sqrt(sum_over(square, axis))

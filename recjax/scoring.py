@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,14 @@ from recjax.parallel import Parallel
 from recjax.scoring_sharded import ShardedScorer
 
 PyTree = Any
+
+
+class _Corpus(NamedTuple):
+    """The items that are ranked, in rising order: no time goes into the others."""
+
+    item_C: Array
+    item_CxD: Array
+    place_N: Array  # where each item of the data set stands among them; -1 for the others
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,18 +78,18 @@ class Scorer:
 
     @functools.cached_property
     def _rank(self) -> Callable[..., tuple[Array, Array]]:
-        def rank(variables, arrays, item_NxD, mask_N, batch, seen_BxS, k):
+        def rank(variables, arrays, corpus, batch, seen_BxS, k):
             bias_N = self.model.apply(variables, method="item_bias")
             inputs = self.encoder.query_inputs(arrays, batch)
-            return top_k(
+            scores_BxK, place_BxK = top_k(
                 self.model.apply(variables, inputs, method="embed_query"),
-                item_NxD,
+                corpus.item_CxD,
                 k,
-                bias_N=None if bias_N is None else bias_N[: self.num_items],
-                mask_N=mask_N,
-                seen_BxS=seen_BxS,
+                bias_N=None if bias_N is None else bias_N[corpus.item_C],
+                seen_BxS=jnp.where(seen_BxS < 0, -1, corpus.place_N[seen_BxS]),
                 scale=self.model.apply(variables, method="scale"),
             )
+            return scores_BxK, jnp.where(place_BxK < 0, -1, corpus.item_C[place_BxK])
 
         return jax.jit(rank, static_argnames="k")
 
@@ -101,17 +109,20 @@ class Scorer:
         Args:
           variables: of the model.
           arrays: the encoder's, on the device.
-          mask_N: the items that may be ranked.
+          mask_N: the items that may be ranked, of which there must be some.
         """
         if self.parallel is not None and not self.parallel.is_one_device:
             return self._on_shards.ranker(variables, arrays, mask_N)
-        item_NxD = self.embed_corpus(variables, arrays)
-        mask = jnp.asarray(mask_N)
+        item_C = np.flatnonzero(mask_N).astype(np.int32)
+        place_N = np.full(self.num_items, -1, np.int32)
+        place_N[item_C] = np.arange(len(item_C))
+        item_CxD = self.embed_items(variables, arrays, item_C)
+        corpus = _Corpus(jnp.asarray(item_C), item_CxD, jnp.asarray(place_N))
 
         def rank(
             batch: Mapping[str, np.ndarray], seen_BxS: Int[np.ndarray, "B S"], k: int
         ) -> tuple[Array, Array]:
-            return self._rank(variables, arrays, item_NxD, mask, batch, seen_BxS, k=k)
+            return self._rank(variables, arrays, corpus, batch, seen_BxS, k=k)
 
         return rank
 

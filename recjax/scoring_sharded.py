@@ -12,10 +12,12 @@ from jaxtyping import Array, Bool, Int
 
 from recjax.baselines import Ranker
 from recjax.collectives import gather_over
-from recjax.data.encode import Encoder, FeatureSpec
-from recjax.embedding import local_ids, lookup
+from recjax.data.encode import Encoder
+from recjax.embedding import local_ids, lookup, lookup_sum
 from recjax.models.corpus import encode_corpus
+from recjax.models.features import is_summed
 from recjax.models.retrieval import HEAD, RetrievalModel, SoftmaxHead, row_features, unit
+from recjax.models.towers import Tower
 from recjax.ops.topk import top_k
 from recjax.ops.topk_sharded import top_k_sharded
 from recjax.parallel import BY_DATA, BY_MODEL, DATA, WHOLE, Parallel
@@ -101,7 +103,7 @@ class ShardedScorer:
 
         def encode(item_C: Array) -> Any:
             inputs = self.encoder.item_inputs(arrays, item_C)
-            rows = self._rows(variables, self.model.item.features, inputs, _lookup_own)
+            rows = self._rows(variables, self.model.item, inputs, _of_own_ids)
             return self.model.apply(variables, inputs, rows, method="embed_items")
 
         return encode_corpus(encode, item_C, max(1, self.chunk // size))
@@ -117,7 +119,7 @@ class ShardedScorer:
     ) -> tuple[Array, Array]:
         axis, count = self.parallel.model_axis, item_CxD.shape[0]
         inputs = self.encoder.query_inputs(arrays, batch)
-        rows = self._rows(variables, self.model.query.features, inputs, lookup)
+        rows = self._rows(variables, self.model.query, inputs)
         query_BxD: Any = self.model.apply(variables, inputs, rows, method="embed_query")
         bias_N: Any = self.model.apply(variables, method="item_bias")
         scale: Any = self.model.apply(variables, method="scale")
@@ -151,25 +153,31 @@ class ShardedScorer:
     def _rows(
         self,
         variables: PyTree,
-        features: tuple[FeatureSpec, ...],
+        side: Tower | SoftmaxHead,
         inputs: Mapping[str, Array],
-        look_up: Callable[..., Array],
+        change: Callable[[Callable[..., Array]], Callable[..., Array]] = lambda look_up: look_up,
     ) -> dict[str, Array]:
         """The rows of the features whose table is split, which the model cannot look up itself."""
         axis = self.parallel.model_axis
         if axis is None:
             return {}
-        return {
-            spec.name: look_up(variables["tables"][spec.table], inputs[spec.name], axis=axis)
-            for spec in row_features(features, self.model.tables)
-        }
+        found = {}
+        for spec in row_features(side.features, self.model.tables):
+            look_up = change(lookup_sum if is_summed(spec, side.pooling) else lookup)
+            table_RxD = variables["tables"][spec.table]
+            found[spec.name] = look_up(table_RxD, inputs[spec.name], axis=axis)
+        return found
 
 
 _SEEN = "seen"  # beside the batch
 
 
-def _lookup_own(table_RxD: Array, ids: Array, *, axis: str) -> Array:
-    """As `lookup`, the ids differing over the axis: each device gets the rows of its own."""
-    ids = gather_over(ids, axis)
-    rows = lookup(table_RxD, local_ids(ids, len(table_RxD), axis))
-    return jax.lax.psum_scatter(rows, axis, tiled=True)
+def _of_own_ids(look_up: Callable[..., Array]) -> Callable[..., Array]:
+    """A lookup whose ids differ over the axis: each device gets the rows of its own."""
+
+    def look_up_own(table_RxD: Array, ids: Array, *, axis: str) -> Array:
+        ids = gather_over(ids, axis)
+        rows = look_up(table_RxD, local_ids(ids, len(table_RxD), axis))
+        return jax.lax.psum_scatter(rows, axis, tiled=True)
+
+    return look_up_own

@@ -169,18 +169,17 @@ class TrainStep:
         for table in tables:
             ids, grads = [], []
             for scope, features in question.uses.items():
-                for name, (used, ids_of_use) in features.items():
-                    if used == table:
-                        ids.append(ids_of_use.reshape(-1))
-                        grads.append(row_grads[scope][name].reshape(ids[-1].shape[0], -1))
-            ids_M, grads_MxD = gather_over(
-                (jnp.concatenate(ids), jnp.concatenate(grads)), self.objective.data_axis
-            )
+                for name, use in features.items():
+                    if use.table == table:
+                        grad = row_grads[scope][name]
+                        ids.append(use.ids if use.is_summed else use.ids.reshape(-1, 1))
+                        grads.append(grad.reshape(-1, grad.shape[-1]))
+            ids, grads = gather_over((ids, grads), self.objective.data_axis)
             tables[table], table_state[table] = self.row_optimizer.update(
                 tables[table],
                 table_state[table],
-                ids_M,
-                grads_MxD,
+                ids,
+                grads,
                 state.step,
                 axis=self.objective.model_axis,
             )

@@ -1,12 +1,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from recjax.embedding import TableSpec, deduplicate, init_table, local_ids, lookup
+from recjax.embedding import TableSpec, deduplicate, init_table, local_ids, lookup, lookup_sum
 
 TABLE = jnp.arange(24, dtype=jnp.float32).reshape(8, 3)
 IDS = jnp.asarray([[0, -1, 7], [3, 3, -1]], jnp.int32)
@@ -31,11 +32,28 @@ def test_the_gradient_of_lookup_counts_each_use_and_no_padding():
     np.testing.assert_array_equal(grad[:, 0], [1, 0, 0, 2, 0, 0, 0, 1])
 
 
-def test_a_table_split_over_four_devices_gives_the_same_rows():
+def test_a_sum_of_rows_and_its_gradient_are_those_of_the_rows_looked_up():
+    weight = jnp.asarray([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    at_once = lambda table: (lookup(table, IDS).sum(1) * weight).sum()  # noqa: E731
+    summed = lambda table: (lookup_sum(table, IDS) * weight).sum()  # noqa: E731
+    np.testing.assert_array_equal(lookup_sum(TABLE, IDS), lookup(TABLE, IDS).sum(1))
+    np.testing.assert_array_equal(jax.grad(summed)(TABLE), jax.grad(at_once)(TABLE))
+
+
+def test_a_sum_of_rows_never_holds_them_on_cpu():
+    shapes = ((1000, 64), jnp.float32), ((512, 200), jnp.int32)
+    step = jax.jit(jax.grad(lambda table, ids: lookup_sum(table, ids).sum()))
+    memory = step.lower(*(jax.ShapeDtypeStruct(*s) for s in shapes)).compile().memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < 512 * 200 * 64 * 4 / 10
+
+
+@pytest.mark.parametrize("look_up", [lookup, lookup_sum])
+def test_a_table_split_over_four_devices_gives_the_same_rows(look_up):
     run = on_four_devices(
-        lambda table, ids: lookup(table, ids, axis="model"), (P("model"), P()), P()
+        lambda table, ids: look_up(table, ids, axis="model"), (P("model"), P()), P()
     )
-    np.testing.assert_array_equal(run(TABLE, IDS), lookup(TABLE, IDS))
+    np.testing.assert_array_equal(run(TABLE, IDS), look_up(TABLE, IDS))
 
 
 def test_local_ids_are_rows_of_the_shard():
@@ -54,8 +72,12 @@ def test_a_new_table_is_normal_with_the_given_scale():
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(-1, 6), min_size=12, max_size=12))
 def test_deduplicate_sums_the_gradients_of_each_id(ids):
+    """Of two uses: six ids with a gradient each, two bags of three that share theirs."""
     grads = np.arange(24, dtype=np.float32).reshape(12, 2)
-    unique, sums = map(np.asarray, deduplicate(jnp.asarray(ids, jnp.int32), jnp.asarray(grads), 5))
+    grads[6:9], grads[9:] = grads[6], grads[9]
+    uses = jnp.asarray(ids[:6], jnp.int32)[:, None], jnp.asarray(ids[6:], jnp.int32).reshape(2, 3)
+    of_uses = jnp.asarray(grads[:6]), jnp.asarray(grads[6::3])
+    unique, sums = map(np.asarray, jax.jit(deduplicate, static_argnums=2)(uses, of_uses, 5))
     expected = np.zeros((5, 2), np.float32)
     for id_, grad in zip(ids, grads, strict=True):
         if 0 <= id_ < 5:

@@ -57,7 +57,7 @@ def row_wise(config, steps):
     update = jax.jit(optimizer.update)
     rows, state = table(), optimizer.init(table())
     for step, (ids, grads) in enumerate(steps):
-        rows, state = update(rows, state, ids, grads, jnp.int32(step))
+        rows, state = update(rows, state, [ids[:, None]], [grads], jnp.int32(step))
     return rows, state
 
 
@@ -137,7 +137,7 @@ def test_a_table_split_over_four_devices_is_updated_as_one(name):
     )
     rows, state = table(), optimizer.init(table())
     for step, (ids, grads) in enumerate(steps):
-        rows, state = run(rows, state, ids, grads, jnp.int32(step))
+        rows, state = run(rows, state, [ids[:, None]], [grads], jnp.int32(step))
     expected, expected_state = row_wise(config, steps)
     np.testing.assert_allclose(rows, expected, atol=1e-6)
     assert state.keys() == expected_state.keys()

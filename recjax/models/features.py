@@ -11,6 +11,13 @@ from recjax.data.encode import FeatureSpec
 from recjax.models.dropout import ExampleDropout
 
 POOLINGS = ("mean", "sqrt", "last", "attention")
+# Of those that read the sum of a history's rows alone: what power of their number it is over.
+_POWERS = {"mean": 1.0, "sqrt": 0.5}
+
+
+def is_summed(spec: FeatureSpec, pooling: Sequence[str]) -> bool:
+    """Whether a tower of this pooling reads of an example's rows no more than their sum."""
+    return spec.kind == "bag" or spec.kind == "history" and set(pooling) <= _POWERS.keys()
 
 
 class FeatureEncoder(nn.Module):
@@ -37,7 +44,8 @@ class FeatureEncoder(nn.Module):
 
         Args:
           inputs: by feature, numbers [B, width] or ids [B] or [B, K] (-1 is padding).
-          rows: by feature with a table, the embedding rows of its ids, [B, D] or [B, K, D].
+          rows: by feature with a table, the embedding rows of its ids, [B, D] or [B, K, D]; or
+            their sum [B, D] where `is_summed`.
           index_B: example or item indices that key dropout; None switches it off.
         """
         parts = []
@@ -48,7 +56,7 @@ class FeatureEncoder(nn.Module):
             if spec.kind == "embedding":
                 embedded = [rows[spec.name]]
             elif spec.kind == "bag":
-                embedded = [pool_mean(rows[spec.name], inputs[spec.name])]
+                embedded = [mean_of(rows[spec.name], inputs[spec.name])]
             else:
                 embedded = self._pool(spec, rows[spec.name], inputs[spec.name])
             joined_BxH = jnp.concatenate(embedded, axis=1)
@@ -56,17 +64,16 @@ class FeatureEncoder(nn.Module):
             parts.append(dropout(joined_BxH, index_B))
         return jnp.concatenate(parts, axis=1)
 
-    def _pool(self, spec: FeatureSpec, rows_BxLxD: Array, ids_BxL: Array) -> Sequence[Array]:
+    def _pool(self, spec: FeatureSpec, rows: Array, ids_BxL: Array) -> Sequence[Array]:
+        sum_BxD = rows if is_summed(spec, self.pooling) else jnp.sum(rows, axis=1)
         pooled = []
         for pooling in self.pooling:
-            if pooling == "mean":
-                pooled.append(pool_mean(rows_BxLxD, ids_BxL))
-            elif pooling == "sqrt":
-                pooled.append(pool_mean(rows_BxLxD, ids_BxL, power=0.5))
+            if pooling in _POWERS:
+                pooled.append(mean_of(sum_BxD, ids_BxL, _POWERS[pooling]))
             elif pooling == "last":
-                pooled.append(rows_BxLxD[:, -1, :])
+                pooled.append(rows[:, -1, :])
             else:
-                pooled.append(AttentionPool(name=f"{spec.name}_attention")(rows_BxLxD, ids_BxL))
+                pooled.append(AttentionPool(name=f"{spec.name}_attention")(rows, ids_BxL))
         return pooled
 
 
@@ -93,12 +100,12 @@ class AttentionPool(nn.Module):
         return jnp.einsum("bl,bld->bd", weights_BxL, rows_BxLxD)
 
 
-def pool_mean(
-    rows_BxLxD: Float[Array, "B L D"], ids_BxL: Int[Array, "B L"], power: float = 1.0
+def mean_of(
+    sum_BxD: Float[Array, "B D"], ids_BxL: Int[Array, "B L"], power: float = 1.0
 ) -> Float[Array, "B D"]:
     """Sum of the rows over their number to a power: 1 is the mean, 0.5 keeps some of the length.
 
-    Rows of padding (id -1) are zero already and are not counted; no rows give zeros.
+    Padding (id -1) is not counted; no rows give zeros.
     """
-    count_B = jnp.maximum(jnp.sum(ids_BxL >= 0, axis=1), 1).astype(rows_BxLxD.dtype)
-    return jnp.sum(rows_BxLxD, axis=1) / (count_B**power)[:, None]
+    count_B = jnp.maximum(jnp.sum(ids_BxL >= 0, axis=1), 1).astype(sum_BxD.dtype)
+    return sum_BxD / (count_B**power)[:, None]

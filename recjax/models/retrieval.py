@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from recjax.data.encode import FeatureSpec
-from recjax.embedding import TableSpec, init_table, lookup
+from recjax.embedding import TableSpec, init_table, lookup, lookup_sum
+from recjax.models.features import is_summed
 from recjax.models.towers import ItemTower, QueryTower
 from recjax.ops.softmax import corpus_logsumexp
 
@@ -31,6 +32,7 @@ class SoftmaxHead(nn.Module):
 
     num_items: int
     use_bias: bool = False
+    pooling: tuple[str, ...] = ()  # it reads no history
 
     def setup(self):
         """Declares the bias."""
@@ -105,7 +107,7 @@ class RetrievalModel(nn.Module):
         index_B: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B D"]:
         """psi(x) [B, D]; `index_B` (global example indices) switches dropout on."""
-        embedded = self.query(inputs, self._rows(self.query.features, inputs, rows), index_B)
+        embedded = self.query(inputs, self._rows(self.query, inputs, rows), index_B)
         return unit(embedded) if self.normalize else embedded
 
     def embed_items(
@@ -115,7 +117,7 @@ class RetrievalModel(nn.Module):
         index_B: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B D"]:
         """phi(x_i) [B, D]; `index_B` (item positions) switches dropout on."""
-        embedded = self.item(inputs, self._rows(self.item.features, inputs, rows), index_B)
+        embedded = self.item(inputs, self._rows(self.item, inputs, rows), index_B)
         return unit(embedded) if self.normalize else embedded
 
     def scale(self) -> float | Float[Array, ""]:
@@ -165,19 +167,20 @@ class RetrievalModel(nn.Module):
 
     def _rows(
         self,
-        features: tuple[FeatureSpec, ...],
+        side: QueryTower | ItemTower | SoftmaxHead,
         inputs: Inputs,
         rows: Mapping[str, Array] | None,
     ) -> dict[str, Array]:
         found = dict(rows or {})
         modes = {spec.name: spec.mode for spec in self.tables}
-        for spec in features:
+        for spec in side.features:
             if spec.table and spec.name not in found:
                 if modes[spec.table] == "rows":
                     table = self.get_variable("tables", spec.table)
                 else:
                     table = self.get_variable("params", "embedding")[spec.table]
-                found[spec.name] = lookup(table, inputs[spec.name])
+                look_up = lookup_sum if is_summed(spec, side.pooling) else lookup
+                found[spec.name] = look_up(table, inputs[spec.name])
         return found
 
 

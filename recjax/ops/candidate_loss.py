@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from recjax.ops.softmax import join_rows, product, scaled, split_rows
+from recjax.ops.chunks import choose_rows, product, transposed_product
+from recjax.ops.softmax import join_rows, scaled, split_rows
 
 # (score_TxP, log_w_TxP, y_TxP, score_TxC, log_w_TxC) -> loss_T
 Rule = Callable[[Array, Array, Array, Array, Array], Array]
 
-_MAX_LOGITS = 2**24  # of one tile: 64 MiB
 _FEW_OWN = 8  # own items; up to here comparing is faster than a scatter and a gather
 
 
@@ -38,7 +38,7 @@ def candidate_loss(
     scale: float | Float[Array, ""] = 1.0,
     own_bias_BxP: Float[Array, "B P"] | None = None,
     candidate_bias_C: Float[Array, "C"] | None = None,
-    tile: int = 128,
+    tile: int | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "B"]]:
     """A rule on the scores scale <query, item> + bias: (weighted sum, loss of each example).
 
@@ -61,7 +61,8 @@ def candidate_loss(
         scale: 1 / temperature.
         own_bias_BxP: added to the scores of the own items.
         candidate_bias_C: added to the scores of the candidates.
-        tile: examples whose scores are held at once; fewer where there are many candidates.
+        tile: examples whose scores are held at once, to be set in tests and measurements only; None
+            chooses by the shapes.
     """
     if not len(candidate_CxD):  # one that is none, so that no rule has to reduce over nothing
         candidate_CxD = jnp.zeros((1, candidate_CxD.shape[1]), candidate_CxD.dtype)
@@ -94,7 +95,7 @@ def candidate_loss(
         group_C,
         log_w_C,
     )
-    tile = min(tile, len(query_BxD), max(8, _MAX_LOGITS // num_candidates))
+    tile = min(tile or choose_rows(len(query_BxD), num_candidates), len(query_BxD))
     total, loss_B = _loss(rule, tile, inputs, targets)
     return total, jax.lax.stop_gradient(loss_B)
 
@@ -162,7 +163,7 @@ def _forward(
         d_TxP, d_TxC = pull_back(weight_T)
         d_TxC = d_TxC.astype(dtype)
         d_candidate_CxD, d_bias_C = sums
-        d_candidate_CxD += product("tc,td->cd", d_TxC, query_TxD)
+        d_candidate_CxD += transposed_product(d_TxC, query_TxD)
         if d_bias_C is not None:
             d_bias_C += jnp.sum(d_TxC, axis=0, dtype=jnp.float32)
         d_query_TxD = product("tc,cd->td", d_TxC, candidate_CxD)

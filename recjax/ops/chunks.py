@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 # be busy; its figure is a guess.
 _MIN_ROWS, _MAX_ROWS = 128, 512
 _ROW_TILE_BYTES, _CHUNK_TILE_BYTES, _ACCELERATOR_TILE_BYTES = 2**24, 2**22, 2**28
+_CANDIDATE_TILE_BYTES, _FEWEST_ROWS = 2**23, 8
 
 
 def choose_tile(num_rows: int, num_items: int) -> tuple[int, int]:
@@ -22,6 +23,12 @@ def choose_tile(num_rows: int, num_items: int) -> tuple[int, int]:
     if rows >= min(_MIN_ROWS, num_rows):
         return _even(num_rows, rows), num_items
     return choose_chunk(num_rows, num_items)
+
+
+def choose_rows(num_rows: int, num_candidates: int) -> int:
+    """Rows of a tile of scores of candidates, all of them at once."""
+    rows = _tile_bytes(_CANDIDATE_TILE_BYTES) // (4 * num_candidates)
+    return _even(num_rows, max(rows, _FEWEST_ROWS))
 
 
 def choose_chunk(num_rows: int, num_items: int) -> tuple[int, int]:
@@ -33,6 +40,15 @@ def choose_chunk(num_rows: int, num_items: int) -> tuple[int, int]:
 def product(subscripts: str, a: Array, b: Array) -> Array:
     """An einsum of two arrays, summed in float32."""
     return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
+
+
+def transposed_product(a_TxC: Array, b_TxD: Array) -> Array:
+    """a^T b [C, D], summed in float32.
+
+    XLA on CPU runs b^T a three times as fast where C is the larger; the barrier keeps it from
+    making the one into the other.
+    """
+    return jax.lax.optimization_barrier(product("td,tc->dc", b_TxD, a_TxC)).T
 
 
 class Chunk(NamedTuple):

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 # half the tile and blocks of 64, 66 to 92 with larger tiles (2 cores).
 _TILE_SCORES = 1 << 23
 _MIN_TILE_ROWS = 32
-_BLOCK = 32
+_BLOCK, _SMALL_BLOCK = 32, 4
 
 _TopK = tuple[Float[Array, "B K"], Int[Array, "B K"]]
 
@@ -95,14 +95,12 @@ def _rank(
     batch = rows_BxA.shape[0]
     if seen_BxS is None:
         seen_BxS = jnp.full((batch, 1), -1, jnp.int32)
-    mask_N = jnp.ones(num_items, bool) if mask_N is None else mask_N
     kept = min(k, num_items)
 
     def rank_tile(rows: Array, seen: Array, width: int, select: Callable) -> tuple[Array, Array]:
-        scores = score(rows, width)
-        scores = jnp.where(_pad(mask_N, width, False)[None, :], scores, -jnp.inf)
-        # top_k puts 0.0 before -0.0: not a tie to it.
-        scores = jnp.where(scores == 0, 0.0, scores)
+        scores = score(rows, width).at[:, num_items:].set(-jnp.inf)
+        if mask_N is not None:
+            scores = jnp.where(_pad(mask_N, width, False)[None, :], scores, -jnp.inf)
         # A negative index would wrap around: send padding past the end, where it is dropped.
         column = jnp.where(seen < 0, width, seen)
         row = jnp.arange(rows.shape[0], dtype=column.dtype)[:, None]
@@ -110,12 +108,12 @@ def _rank(
         return scores, ids
 
     def whole(rows: Array, seen: Array) -> tuple[Array, Array]:
-        return rank_tile(rows, seen, num_items, lax.top_k)
+        return rank_tile(rows, seen, num_items, _top_k)
 
     def tiled(rows: Array, seen: Array) -> tuple[Array, Array]:
         blocked = num_items >= 4 * kept * _BLOCK
         width = math.ceil(num_items / _BLOCK) * _BLOCK if blocked else num_items
-        select = _top_k_blocks if blocked else lax.top_k
+        select = _top_k_blocks if blocked else _top_k
         tile = max(_MIN_TILE_ROWS, _TILE_SCORES // max(1, width))
         if tile >= batch:
             return rank_tile(rows, seen, width, select)
@@ -135,20 +133,32 @@ def _rank(
     )
 
 
-def _top_k_blocks(scores_BxN: Array, k: int) -> tuple[Array, Array]:
-    """`lax.top_k` by way of the k blocks of highest maximum, ties to the lower block.
+def _top_k(scores_BxN: Array, k: int) -> tuple[Array, Array]:
+    """`lax.top_k`, but 0.0 and -0.0, which it puts in this order, are equal."""
+    scores_BxK, ids_BxK = lax.top_k(jnp.where(scores_BxN == 0, 0.0, scores_BxN), k)
+    return scores_BxK, ids_BxK
+
+
+def _top_k_blocks(scores_BxN: Array, k: int, width: int = _BLOCK) -> tuple[Array, Array]:
+    """`_top_k` by way of the k blocks of highest maximum, ties to the lower block.
 
     Exact: an item outside these blocks has k items before it, the maxima of these blocks. Blocks
-    are put back in order of index, so that equal scores keep theirs.
+    are put back in order of index, so that equal scores keep theirs. The maxima, and the items of
+    the best blocks, are gone through in the same way by smaller blocks: XLA's top_k on CPU is a
+    serial heap.
     """
     batch, num_items = scores_BxN.shape
-    blocks_BxMxW = scores_BxN.reshape(batch, num_items // _BLOCK, _BLOCK)
-    _, block_BxK = lax.top_k(blocks_BxMxW.max(axis=-1), k)
+    if num_items < 4 * k * width:
+        return _top_k(scores_BxN, k)
+    padding = ((0, 0), (0, -num_items % width))
+    scores_BxN = jnp.pad(scores_BxN, padding, constant_values=-jnp.inf)
+    blocks_BxMxW = scores_BxN.reshape(batch, -1, width)
+    _, block_BxK = _top_k_blocks(blocks_BxMxW.max(axis=-1), k, _SMALL_BLOCK)
     block_BxK = jnp.sort(block_BxK, axis=-1)
     inside = jnp.take_along_axis(blocks_BxMxW, block_BxK[:, :, None], axis=1)
-    scores_BxK, place_BxK = lax.top_k(inside.reshape(batch, k * _BLOCK), k)
-    block_BxK = jnp.take_along_axis(block_BxK, place_BxK // _BLOCK, axis=1)
-    return scores_BxK, block_BxK * _BLOCK + place_BxK % _BLOCK
+    scores_BxK, place_BxK = _top_k_blocks(inside.reshape(batch, k * width), k, _SMALL_BLOCK)
+    block_BxK = jnp.take_along_axis(block_BxK, place_BxK // width, axis=1)
+    return scores_BxK, block_BxK * width + place_BxK % width
 
 
 def _pad(array: Array, length: int, value: float | int | bool) -> Array:

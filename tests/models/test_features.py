@@ -5,18 +5,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from recjax.data.encode import FeatureSpec
-from recjax.models.features import POOLINGS, AttentionPool, FeatureEncoder, pool_mean
+from recjax.models.features import POOLINGS, AttentionPool, FeatureEncoder, is_summed, mean_of
 
 IDS = jnp.array([[-1, 3, 5], [-1, -1, -1]])
 ROWS = jnp.array([[[0.0, 0.0], [1.0, 2.0], [3.0, 6.0]], np.zeros((3, 2))])  # padding is zeros
 
 
 def test_the_mean_is_over_what_is_there():
-    np.testing.assert_array_equal(pool_mean(ROWS, IDS), [[2, 4], [0, 0]])
+    np.testing.assert_array_equal(mean_of(ROWS.sum(1), IDS), [[2, 4], [0, 0]])
 
 
 def test_power_one_half_divides_by_the_root_of_the_count():
-    np.testing.assert_allclose(pool_mean(ROWS, IDS, 0.5), [[8**0.5, 32**0.5], [0, 0]], rtol=1e-6)
+    half = mean_of(ROWS.sum(1), IDS, 0.5)
+    np.testing.assert_allclose(half, [[8**0.5, 32**0.5], [0, 0]], rtol=1e-6)
+
+
+def test_a_history_is_read_as_a_sum_unless_its_rows_are_needed():
+    history, bag = FeatureSpec("h", "history", table="h"), FeatureSpec("b", "bag", table="b")
+    assert is_summed(history, ("mean", "sqrt")) and not is_summed(history, ("mean", "last"))
+    assert is_summed(bag, ("attention",)) and not is_summed(FeatureSpec("i", "embedding"), ())
+    encoder = FeatureEncoder((history,), ("mean",))
+    joined = encoder.apply({}, {"h": IDS}, {"h": ROWS.sum(1)})
+    np.testing.assert_array_equal(joined, [[2, 4], [0, 0]])
 
 
 def test_features_are_joined_in_their_order():
@@ -34,7 +44,7 @@ def test_features_are_joined_in_their_order():
         "history": IDS,
         "id": jnp.array([1, 2]),
     }
-    rows = {"bag": ROWS, "history": ROWS, "id": jnp.array([[9.0, 9.0], [8.0, 8.0]])}
+    rows = {"bag": ROWS.sum(1), "history": ROWS, "id": jnp.array([[9.0, 9.0], [8.0, 8.0]])}
     joined = FeatureEncoder(specs, ("last", "mean")).apply({}, inputs, rows)
     want = [[2, 4, 7, 3, 6, 2, 4, 9, 9, 0.1, 0.2], [0, 0, 8, 0, 0, 0, 0, 8, 8, 0.3, 0.4]]
     np.testing.assert_allclose(joined, want, rtol=1e-6)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from recjax.embedding import lookup
+from recjax.embedding import lookup, lookup_sum
 from recjax.models.retrieval import unit
 from tests.tiny import host_arrays, host_batch, tiny_experiment, variables_of, whole_state
 
@@ -100,7 +100,7 @@ def test_rows_may_stand_in_for_tables():
     variables = variables_of(whole_state(experiment))
     inputs = experiment.encoder.item_inputs(host_arrays(experiment), jnp.array([3, 5, -1]))
     rows = {
-        "categories": lookup(variables["tables"]["item.categories"], inputs["categories"]),
+        "categories": lookup_sum(variables["tables"]["item.categories"], inputs["categories"]),
         "item_id": lookup(variables["tables"]["item_id"], inputs["item_id"]),
     }
     apply = functools.partial(experiment.model.apply, method="embed_items")
