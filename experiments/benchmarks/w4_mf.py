@@ -1,6 +1,6 @@
 """W4, recjax: matrix factorisation by BPR, d 64, and how accurate it is after how many seconds.
 
-    python -m experiments.benchmarks.w4_mf [--epochs=5] [--smoke]
+    python -m experiments.benchmarks.w4_mf [--epochs=3] [--smoke]
 
 Accuracy is the peers': the share of (user, item of a training interaction, uniform item) that is
 ranked rightly, and beside it the same for interactions that nobody trained on. Seconds are those of
@@ -22,11 +22,11 @@ from experiments.benchmarks import datasets, harness, workload
 def main() -> None:
     """Trains epoch by epoch and prints the result."""
     parser = harness.make_parser(__doc__)
-    parser.add_argument("--epochs", type=float, default=6.0)
-    parser.add_argument("--points", type=int, default=4, help="accuracies taken in an epoch")
-    parser.add_argument("--batch_size", type=int, default=8192)
-    parser.add_argument("--negatives", type=int, default=64)
-    parser.add_argument("--rate", type=float, default=0.05)
+    parser.add_argument("--epochs", type=float, default=3.0)
+    parser.add_argument("--points", type=int, default=8, help="accuracies taken in an epoch")
+    parser.add_argument("--batch_size", type=int, default=4096)
+    parser.add_argument("--negatives", type=int, default=16)
+    parser.add_argument("--rate", type=float, default=0.3)
     parser.add_argument("--tables", choices=("auto", "rows", "dense"), default="rows")
     flags = parser.parse_args()
     arrays = workload.load(flags.data, "interactions", smoke=flags.smoke)
