@@ -146,6 +146,10 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.diagnostics.queries = 64  # that are compared
     c.diagnostics.draws = 32  # of candidates, over which bias and variance are taken
 
+    c.profile = ConfigDict()
+    c.profile.steps = 0  # training steps whose time is traced into WORKDIR/profile; 0 = none
+    c.profile.start = 10  # steps that are taken before
+
     c.eval = ConfigDict()
     c.eval.every = 0  # steps between validations; 0 = once an epoch
     c.eval.ks = (5, 10, 20, 50)

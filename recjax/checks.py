@@ -73,6 +73,8 @@ _NOT_NEGATIVE = (
     "train.steps",
     "train.prefetch",
     "diagnostics.every",
+    "profile.steps",
+    "profile.start",
     "eval.every",
     "eval.max_queries",
     "eval.patience",

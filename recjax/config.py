@@ -34,6 +34,7 @@ RESUMABLE = (
     "eval.bootstrap",
     "log.",
     "diagnostics.",
+    "profile.",
     "checkpoint.",
     "parallel.",
     "data.dir",

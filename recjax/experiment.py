@@ -220,6 +220,7 @@ def make_experiment(config: Config, dataset: Dataset | None = None) -> Experimen
         negatives=draws(config.loss, "explicit"),
         **{**config.examples.to_dict(), "history": history_policy(config.examples)},
     )
+    _check_profile(config, _total_steps(config, examples.size))
     count_U, count_N = _train_counts(dataset, split)
     train_mask_N = count_N > 0
     encoder = _encoder(dataset, count_U, count_N, examples, context, config)
@@ -339,6 +340,15 @@ def _step(
         make_row_optimizer(config.optim, total),
         log_every=config.log.every,
     )
+
+
+def _check_profile(config: Config, total: int) -> None:
+    start, steps = config.profile.start, config.profile.steps
+    if steps and start + steps > total:
+        raise ConfigError(
+            f"config.profile.start={start} with config.profile.steps={steps}: the run has {total} "
+            "steps, and together they must be at most that"
+        )
 
 
 def _source(

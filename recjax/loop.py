@@ -23,7 +23,8 @@ from recjax.errors import CheckpointError, DivergenceError
 from recjax.experiment import Experiment
 from recjax.measure import evaluate_model
 from recjax.parallel import STOP
-from recjax.processes import from_first
+from recjax.processes import from_first, is_first
+from recjax.profiling import TABLE, WAIT, StepProfiler
 from recjax.progress import Progress
 from recjax.step import TrainState
 from recjax.writer import RATE, MetricsWriter
@@ -110,7 +111,12 @@ class Loop:
             unit=self._config.train.batch_size,
             console=rich.console.Console(quiet=True) if quiet else None,
         )
-        with progress, contextlib.closing(self.batches()) as batches:
+        profiler = self._make_profiler()
+        with (
+            progress,
+            contextlib.closing(profiler),
+            contextlib.closing(self.batches()) as batches,
+        ):
             self.begin(progress)
             alone = experiment.parallel.is_one_process
             while not self.is_over:
@@ -118,9 +124,14 @@ class Loop:
                 if self._told_to_stop or (asked and alone):
                     self.stop(state)
                     return None
-                batch = experiment.parallel.put_batch(next(batches), stop=asked)
-                state, metrics = experiment.train_step(state, batch, experiment.arrays)
-                self.took(metrics)
+                profiler.before(self.step, state)
+                with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
+                    with jax.profiler.TraceAnnotation(WAIT):
+                        host_batch = next(batches)
+                    batch = experiment.parallel.put_batch(host_batch, stop=asked)
+                    state, metrics = experiment.train_step(state, batch, experiment.arrays)
+                    self.took(metrics)
+                self._seconds += profiler.after(self.step, state)
                 if self.is_due:
                     self.do_due(state)
         self._ensure_best(state)
@@ -232,6 +243,18 @@ class Loop:
         self._best = _Best(step=self.step, stale=self._best.stale)
         self._checkpointer.save_best(self.step, state, self._record())
         self._save(self.step, state)
+
+    def _make_profiler(self) -> StepProfiler:
+        """Of the first process, whose own devices it traces; the others trace nothing."""
+        config, folder = self._config.profile, self._workdir / "profile"
+        steps = config.steps if is_first() else 0
+        if steps and self.step > config.start and not (folder / TABLE).exists():
+            absl_logging.warning(
+                "Nothing is traced: the run goes on at step %d, past config.profile.start=%d",
+                self.step,
+                config.start,
+            )
+        return StepProfiler(folder, start=config.start, steps=steps)
 
     def _is_stale(self) -> bool:
         return 0 < self._config.eval.patience <= self._best.stale

@@ -5,6 +5,7 @@ import traceback
 from absl import app, flags, logging
 
 from recjax.allocator import keep_freed_memory
+from recjax.compilation_cache import keep_compiled_programs
 from recjax.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from recjax.flags import define_config_flag, parse_flags, parse_seeds
 from recjax.parallel import select_accelerator
@@ -28,6 +29,12 @@ _SEEDS_MODE = flags.DEFINE_enum(
     "auto",
     MODES,
     "vmap: all seeds in one program; sequential: one after another, compiled once.",
+)
+_COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Folder for compiled programs, which later runs read; empty for none. Default: one in the "
+    "user's cache. JAX_COMPILATION_CACHE_DIR goes before it.",
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "HOST:PORT of process 0, for several processes that train one run."
@@ -58,6 +65,7 @@ def main(argv: list[str]) -> None:
             )
         select_accelerator(_ACCELERATOR.value)
         keep_freed_memory()
+        keep_compiled_programs(_COMPILATION_CACHE.value)
         config, workdir = _CONFIG.value, _WORKDIR.value
         if _SEEDS.value:
             seeds, mode = parse_seeds(_SEEDS.value), _SEEDS_MODE.value

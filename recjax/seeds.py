@@ -98,6 +98,11 @@ def train_seeds_until(
     experiment = make_experiment(_with_seed(config, seeds[0]), dataset)
     experiments = {seed: experiment.with_seed(seed) for seed in seeds}
     together = _is_together(mode, experiment.parallel, seeds)
+    if together and config.profile.steps:
+        raise ConfigError(
+            f"config.profile.steps={config.profile.steps} with seeds side by side: a trace is of "
+            "one run's steps; set it to 0 or use mode=sequential"
+        )
     check_shared(workdir)
     quiet = quiet or not is_first()
     path = pathlib.Path(workdir or tempfile.mkdtemp(prefix="recjax-"))

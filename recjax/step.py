@@ -66,6 +66,8 @@ class TrainStep:
     row_optimizer: RowOptimizer
     log_every: int = 50
 
+    __name__ = "train_step"  # by which JAX calls the compiled program, in traces too
+
     @property
     def model(self) -> RetrievalModel:
         """What is trained."""

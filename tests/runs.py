@@ -80,9 +80,17 @@ def small_experiment(name, **changes):
     return make_experiment(small_config(name, **changes), tiny_dataset())
 
 
-@functools.cache
 def never_stopped(name) -> Run:
-    """The finished run of a small config; whoever changes its workdir must copy it first."""
+    """The finished run of a small config; whoever changes its workdir must copy it first.
+
+    It is trained once in a process for each way of compiling, which decide the last bits.
+    """
+    return _never_stopped(name, jax.config.read("jax_disable_most_optimizations"))
+
+
+@functools.cache
+def _never_stopped(name, quickly_compiled):
+    del quickly_compiled  # tells the runs apart
     folder = tempfile.mkdtemp(prefix="recjax-tests-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return train(small_config(name), pathlib.Path(folder) / name, quiet=True)

@@ -268,7 +268,7 @@ def _main_words(flags: argparse.Namespace) -> list[str]:
         "log.tensorboard": False,
     }
     return [
-        *("-m", "recjax.main", f"--config={CONFIG}:prepared"),
+        *("-m", "recjax.main", "--compilation_cache=", f"--config={CONFIG}:prepared"),
         f"--workdir={flags.folder / 'run'}",
         *override_words(_settings(flags) | more),
     ]

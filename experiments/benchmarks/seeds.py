@@ -7,10 +7,11 @@
 
 `separate` runs `python -m recjax.main` once for each seed, one after another; `sequential` and
 `vmap` run it once, with `--seeds` and that `--seeds_mode`. Wall and CPU seconds are from the start
-of the first process to the end of the last: imports, data, compilation, training, validations and
-tests. Beside them is the training step alone, compiled and with its batch on the device, as steps
-of one seed a second: a vmapped step counts once for each of its seeds. The best of its times are
-shown, since other work on the machine can only add to them; it adds to the wall seconds too.
+of the first process to the end of the last: imports, data, compilation (no cache of earlier runs is
+read), training, validations and tests. Beside them is the training step alone, compiled and with
+its batch on the device, as steps of one seed a second: a vmapped step counts once for each of its
+seeds. The best of its times are shown, since other work on the machine can only add to them; it
+adds to the wall seconds too.
 """
 
 import importlib.metadata
@@ -119,9 +120,9 @@ def machine() -> str:
 
 
 def _run(*words: str) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "recjax.main", *words], stdout=subprocess.DEVNULL, check=True
-    )
+    command = [sys.executable, "-m", "recjax.main", "--compilation_cache=", *words]
+    own = {key: text for key, text in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
+    subprocess.run(command, env=own, stdout=subprocess.DEVNULL, check=True)
 
 
 def _processor_seconds() -> float:
