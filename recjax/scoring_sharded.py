@@ -15,7 +15,7 @@ from recjax.collectives import gather_over
 from recjax.data.encode import Encoder, FeatureSpec
 from recjax.embedding import local_ids, lookup
 from recjax.models.corpus import encode_corpus
-from recjax.models.retrieval import HEAD, RetrievalModel, SoftmaxHead, row_features, unit
+from recjax.models.retrieval import HEAD, RetrievalModel, SoftmaxHead, row_features
 from recjax.ops.topk import top_k
 from recjax.ops.topk_sharded import top_k_sharded
 from recjax.parallel import BY_DATA, BY_MODEL, DATA, WHOLE, Parallel
@@ -92,7 +92,7 @@ class ShardedScorer:
         is_head = isinstance(self.model.item, SoftmaxHead)
         if is_head and HEAD in self.sharded and axis:
             table = {**variables["params"]["embedding"], **variables.get("tables", {})}[HEAD]
-            return unit(table) if self.model.normalize else table
+            return self.model.finish(table)
         count = -(-self.num_items // size)
         if is_head:  # as many as a shard of its bias has
             count = self.model.item.num_items // size

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from recjax.ops.softmax import join_rows, product, scaled, split_rows
+from recjax.ops.precision import product
+from recjax.ops.softmax import join_rows, scaled, split_rows
 
 # (score_TxP, log_w_TxP, y_TxP, score_TxC, log_w_TxC) -> loss_T
 Rule = Callable[[Array, Array, Array, Array, Array], Array]
