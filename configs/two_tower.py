@@ -65,6 +65,9 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.model.temperature = 1.0  # logits are products divided by this
     c.model.learn_temperature = False  # True: a parameter that begins there
     c.model.normalize = False  # True: both sides have unit length (then lower the temperature)
+    # float32 | bfloat16: what layers and logits multiply; sums and all else are float32. For
+    # accelerators: a CPU gets the same numbers and no speed
+    c.model.compute_dtype = "float32"
     c.model.feature_dim = 32  # width of each feature's embedding
     c.model.query = ConfigDict()
     # all = every user, history and context feature but the id; or names: ('user_id', 'age', ...)

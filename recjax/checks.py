@@ -11,6 +11,7 @@ from recjax.losses import LOSSES
 from recjax.metrics import PER_QUERY
 from recjax.models.features import POOLINGS
 from recjax.models.towers import ACTIVATIONS
+from recjax.ops.precision import COMPUTE_DTYPES
 from recjax.optim import OPTIMIZERS, SCHEDULES
 
 CHOICES = {
@@ -19,6 +20,7 @@ CHOICES = {
     "split.fit": FITS,
     "examples.labels": ("next_item", "multi_hot"),
     "examples.history": ("auto", "past", "profile"),
+    "model.compute_dtype": COMPUTE_DTYPES,
     "model.query.output": ("linear", "none"),
     "model.query.activation": tuple(ACTIVATIONS),
     "model.query.normalization": ("none", "layer"),

@@ -14,7 +14,7 @@ from recjax.embedding import lookup, lookup_sum
 from recjax.losses import Loss
 from recjax.models.corpus import encode_corpus, sum_gradient
 from recjax.models.features import is_summed
-from recjax.models.retrieval import HEAD, RetrievalModel, SoftmaxHead, row_features, unit
+from recjax.models.retrieval import HEAD, RetrievalModel, SoftmaxHead, row_features
 
 PyTree = Any
 Batch = Mapping[str, Array]
@@ -220,15 +220,15 @@ class Objective:
 
             item_CxD = encode_corpus(encode, item_C, self.corpus_chunk)
         elif HEAD in self.sharded:
-            item_CxD = _maybe_unit(params["embedding"][HEAD], self.model.normalize)
+            item_CxD = self.model.finish(params["embedding"][HEAD])
         else:
-            whole_NxD = _maybe_unit(shared["embedding"][HEAD], self.model.normalize)
+            whole_NxD = self.model.finish(shared["embedding"][HEAD])
             item_CxD = jax.lax.dynamic_slice_in_dim(whole_NxD, offset, count)
         prior_N = arrays.get("log_prior_N")
         query_BxD = towers.query(batch["index"])
         total, _ = self.loss.full(
-            query_BxD,
-            item_CxD,
+            query_BxD.astype(self.model.compute_dtype),
+            item_CxD.astype(self.model.compute_dtype),
             batch["label"],
             batch["label_weight"],
             batch["weight"],
@@ -299,9 +299,9 @@ class Objective:
             candidates = Candidates(jnp.zeros(0, jnp.int32), jnp.zeros(0, jnp.float32))
             candidate_CxD = jnp.zeros((0, query_BxD.shape[1]), query_BxD.dtype)
         total, _ = self.loss.sampled(
-            query_BxD,
-            own_BxPxD,
-            candidate_CxD,
+            query_BxD.astype(self.model.compute_dtype),
+            own_BxPxD.astype(self.model.compute_dtype),
+            candidate_CxD.astype(self.model.compute_dtype),
             own.ids_BxP,
             own.weight_BxP,
             candidates,
@@ -389,7 +389,3 @@ def bias_of(bias_N: Float[Array, "N"] | None, ids: Int[Array, "..."]) -> Float[A
 def _length_product(query_BxD: Array, item_BxD: Array, batch: Batch) -> Array:
     length_B = jnp.linalg.norm(query_BxD, axis=1) * jnp.linalg.norm(item_BxD, axis=1)
     return jax.lax.stop_gradient(jnp.sum(batch["weight"] * length_B))
-
-
-def _maybe_unit(x_NxD: Array, normalize: bool) -> Array:
-    return unit(x_NxD) if normalize else x_NxD

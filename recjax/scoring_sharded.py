@@ -16,7 +16,7 @@ from recjax.data.encode import Encoder
 from recjax.embedding import local_ids, lookup, lookup_sum
 from recjax.models.corpus import encode_corpus
 from recjax.models.features import is_summed
-from recjax.models.retrieval import HEAD, RetrievalModel, SoftmaxHead, row_features, unit
+from recjax.models.retrieval import HEAD, RetrievalModel, SoftmaxHead, row_features
 from recjax.models.towers import Tower
 from recjax.ops.topk import top_k
 from recjax.ops.topk_sharded import top_k_sharded
@@ -94,7 +94,7 @@ class ShardedScorer:
         is_head = isinstance(self.model.item, SoftmaxHead)
         if is_head and HEAD in self.sharded and axis:
             table = {**variables["params"]["embedding"], **variables.get("tables", {})}[HEAD]
-            return unit(table) if self.model.normalize else table
+            return self.model.finish(table)
         count = -(-self.num_items // size)
         if is_head:  # as many as a shard of its bias has
             count = self.model.item.num_items // size

@@ -11,7 +11,7 @@ from recjax.errors import ConfigError
 from recjax.flags import parse_words
 from recjax.reports import write
 from recjax.reports.collect import load_results
-from recjax.reports.write import write_report
+from recjax.reports.write import protocol_text, write_report
 from tests.reports.small import ARMS, write_run, write_sweep
 
 TWO = {name: ARMS[name] for name in ("full", "64 negatives")}
@@ -48,6 +48,14 @@ def test_tables_are_printed_and_written(sweep, tmp_path, capsys):
     assert "| 64 negatives | 3 |" in markdown and "- Not finished: full-seed1-" in markdown
     assert "split predefined (fedcba9876543210)" in markdown
     assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 5
+
+
+def test_the_protocol_says_how_many_users_were_asked(tmp_path):
+    every = write_run(tmp_path / "every", size=20)
+    some = write_run(tmp_path / "some", protocol={"max_queries": 10_000}, size=20)
+    assert ", measured on test; checkpoint" in protocol_text(load_results(every))
+    asked = "measured on test of at most 10,000 users; checkpoint"
+    assert asked in protocol_text(load_results(some))
 
 
 def test_a_report_lies_in_the_workdir_unless_told_otherwise(tmp_path):

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from recjax import Dataset, load_config, load_run, train
+from recjax.data.split import TRAIN
 from recjax.errors import CheckpointError, ConfigError, DataError
 from tests.runs import ROOT, never_stopped, small_config
 
@@ -88,7 +89,8 @@ def test_only_as_many_items_are_recommended_as_there_are(run):
 
 def test_a_user_whom_the_model_cannot_serve_gets_nothing(run):
     data = run.experiment.dataset
-    cold = np.flatnonzero(run.experiment.examples.count_U == 0)
+    known = data.interactions.user[run.experiment.split.part_M == TRAIN]
+    cold = np.setdiff1d(np.arange(data.users.size), known)
     assert len(cold)
     assert run.recommend(data.users.ids[cold]).is_empty()
     assert run.recommend([]).is_empty()

@@ -57,8 +57,8 @@ def main() -> None:
     expected = workload.in_batch_loss(arrays["item_log_p"][arrays["item"][rows]])
     lengths = np.sum(arrays["user_watched"] >= 0, axis=1)[arrays["user"]]
     if past:
-        train = experiment.examples.train
-        place = np.arange(train.size) - train.offsets[train.user]
+        first_A = experiment.examples.first_example_A
+        place = np.arange(experiment.examples.size) - np.repeat(first_A[:-1], np.diff(first_A))
         lengths = np.minimum(place, workload.HISTORY)
     datasets.time_training(
         experiment, flags, began, expected_loss=expected, mean_history=float(lengths.mean())

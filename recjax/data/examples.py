@@ -9,7 +9,7 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float64, Int, Int64
+from jaxtyping import Float64, Int
 
 from recjax.data.blocks import count_by_user_and_item, owners, user_blocks
 from recjax.data.context import WATCH_TIME, ContextReader, check_context
@@ -78,7 +78,8 @@ class NextItemExamples(TrainExamples):
     Attributes:
       rows: interactions in which those of training come first among each user's.
       num_items: N.
-      count_U: int64, each user's training interactions.
+      user_A: int32, the users with examples, in rising order.
+      first_example_A: int64 [A + 1], the first example of each, and one past the last.
       min_history: the earlier training interactions that an example needs.
       histories: of `rows`.
       context: reads the context features.
@@ -87,21 +88,17 @@ class NextItemExamples(TrainExamples):
 
     rows: Interactions
     num_items: int
-    count_U: np.ndarray
+    user_A: np.ndarray
+    first_example_A: np.ndarray
     min_history: int
     histories: Histories
     context: ContextReader
     negatives: NegativeReader
 
-    @functools.cached_property
-    def _first_example_U(self) -> Int64[np.ndarray, "_"]:
-        """Each user's first example, and one past the last user's last."""
-        return np.concatenate([[0], np.cumsum(np.maximum(self.count_U - self.min_history, 0))])
-
     @property
     def size(self) -> int:
         """Number of examples of an epoch."""
-        return int(self._first_example_U[-1])
+        return int(self.first_example_A[-1])
 
     @property
     def labels_per_example(self) -> int:
@@ -112,23 +109,21 @@ class NextItemExamples(TrainExamples):
     def label_frequency_N(self) -> Float64[np.ndarray, "N"]:
         """Share of the examples whose label is each item."""
         count_N = np.zeros(self.num_items, np.int64)
-        for users, rows in user_blocks(self.rows.offsets):
-            owner = owners(self.rows.offsets, users)
-            place = np.arange(rows.start, rows.stop) - self.rows.offsets[users][owner]
-            is_label = (place >= self.min_history) & (place < self.count_U[users][owner])
-            labels = self.rows.item[rows][is_label]
-            count_N += np.bincount(labels, minlength=self.num_items)
+        for users, examples in user_blocks(self.first_example_A):
+            active = users.start + owners(self.first_example_A, users)
+            _, position = self._locate(active, np.arange(examples.start, examples.stop))
+            count_N += np.bincount(self.rows.item[position], minlength=self.num_items)
         return count_N / self.size
 
     def batch(
         self, indices_B: Int[np.ndarray, "B"], *, seed: int, epoch: int
     ) -> dict[str, np.ndarray]:
         """See `TrainExamples.batch`."""
-        user_B = np.searchsorted(self._first_example_U, indices_B, side="right") - 1
-        start_B = self.rows.offsets[user_B]
-        position_B = start_B + self.min_history + indices_B - self._first_example_U[user_B]
+        # Among users without examples too, the search would miss the cache all the time.
+        active_B = np.searchsorted(self.first_example_A, indices_B, side="right") - 1
+        start_B, position_B = self._locate(active_B, indices_B)
         batch = {
-            "user": user_B.astype(np.int32),
+            "user": self.user_A[active_B],
             "history": self.histories.before(start_B, position_B),
         }
         if self.context.names:
@@ -140,11 +135,15 @@ class NextItemExamples(TrainExamples):
         label_weight_BxP = np.ones(label_BxP.shape, np.float32)
         return batch | _labelled(label_BxP, label_weight_BxP, np.ones(len(indices_B), np.float32))
 
+    def _locate(self, active_B: np.ndarray, indices_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where in `rows` the users of examples begin, and the examples' own interactions."""
+        start_B = self.rows.offsets[self.user_A[active_B]]
+        return start_B, start_B + self.min_history + indices_B - self.first_example_A[active_B]
+
     def describe(self) -> str:
         """One line for people."""
-        users = np.count_nonzero(np.diff(self._first_example_U))
         return (
-            f"{self.size:,} next_item examples of {users:,} users, "
+            f"{self.size:,} next_item examples of {len(self.user_A):,} users, "
             f"past of up to {self.histories.windows.shape[1]}, "
             f"context {', '.join(self.context.names) or 'none'}"
             f"{_describe(self.negatives)}"
@@ -313,10 +312,13 @@ def make_train_examples(
             weight_power=weight_power,
             negatives=reader,
         )
+    examples_U = np.maximum(count_U - min_history, 0)
+    user_A = np.flatnonzero(examples_U).astype(np.int32)
     examples = NextItemExamples(
         rows=train,
         num_items=dataset.items.size,
-        count_U=count_U,
+        user_A=user_A,
+        first_example_A=np.concatenate([[0], np.cumsum(examples_U[user_A])]),
         min_history=min_history,
         histories=Histories.build(train.item, history_length),
         context=ContextReader.build(context, train, train),

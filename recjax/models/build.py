@@ -33,13 +33,14 @@ def make_model(
     rows = dict(encoder.table_rows)
     dims: dict[str, int] = {name: model.feature_dim for name in rows}
     corpus_wide = set()
+    precision = {"compute_dtype": model.compute_dtype}
     if item.side == "softmax":
         rows[HEAD] = -(-num_items // ROW_MULTIPLE) * ROW_MULTIPLE
         dims[HEAD] = model.dim
         item_side: ItemTower | SoftmaxHead = SoftmaxHead(rows[HEAD], item.bias)
         item_features = item_side.features
     else:
-        item_side = ItemTower(encoder.item, model.dim, **_tower_settings(item))
+        item_side = ItemTower(encoder.item, model.dim, **_tower_settings(item), **precision)
         item_features = encoder.item
     if full:
         corpus_wide = {spec.table for spec in item_features}
@@ -50,7 +51,11 @@ def make_model(
         _table(name, rows[name], dims[name], name in corpus_wide, tables) for name in rows
     )
     query_side = QueryTower(
-        encoder.query, model.dim, pooling=tuple(query.pooling), **_tower_settings(query)
+        encoder.query,
+        model.dim,
+        pooling=tuple(query.pooling),
+        **_tower_settings(query),
+        **precision,
     )
     for side, name in ((query_side, "query"), (item_side, "item")):
         if isinstance(side, QueryTower | ItemTower):
@@ -63,6 +68,7 @@ def make_model(
         temperature=model.temperature,
         learn_temperature=model.learn_temperature,
         normalize=model.normalize,
+        **precision,
     )
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from recjax.data.encode import FeatureSpec
+from recjax.models.dense import make_dense
 from recjax.models.dropout import ExampleDropout
 
 POOLINGS = ("mean", "sqrt", "last", "attention")
@@ -27,11 +28,13 @@ class FeatureEncoder(nn.Module):
       features: what is read, in the order of the joined vector.
       pooling: how a history becomes one vector; several stand side by side.
       dropout: rate on the entries of embeddings (pooled ones, where several are pooled).
+      compute_dtype: of the operands of attention's layers.
     """
 
     features: tuple[FeatureSpec, ...]
     pooling: tuple[str, ...] = ("mean",)
     dropout: float = 0.0
+    compute_dtype: str = "float32"
 
     @nn.compact
     def __call__(
@@ -73,7 +76,8 @@ class FeatureEncoder(nn.Module):
             elif pooling == "last":
                 pooled.append(rows[:, -1, :])
             else:
-                pooled.append(AttentionPool(name=f"{spec.name}_attention")(rows, ids_BxL))
+                attention = AttentionPool(self.compute_dtype, name=f"{spec.name}_attention")
+                pooled.append(attention(rows, ids_BxL))
         return pooled
 
 
@@ -81,7 +85,12 @@ class AttentionPool(nn.Module):
     """Additive attention over a history (Bahdanau et al. 2015), with a learned weight per position.
 
     weight_l = softmax_l(v . tanh(W h_l) + p_l); a history of padding alone gives zeros.
+
+    Attributes:
+      compute_dtype: of the operands of the products with W and v.
     """
+
+    compute_dtype: str = "float32"
 
     @nn.compact
     def __call__(
@@ -90,10 +99,9 @@ class AttentionPool(nn.Module):
         """Pools [B, L, D] to [B, D]; positions with id -1 have no weight."""
         _, length, dim = rows_BxLxD.shape
         position_L = self.param("position", nn.initializers.zeros, (length,))
-        hidden = jnp.tanh(nn.Dense(dim, use_bias=False, name="key")(rows_BxLxD))
-        logits_BxL = (
-            nn.Dense(1, use_bias=False, name="score")(hidden)[:, :, 0] + position_L[None, :]
-        )
+        key = make_dense(dim, self.compute_dtype, use_bias=False, name="key")
+        score = make_dense(1, self.compute_dtype, use_bias=False, name="score")
+        logits_BxL = score(jnp.tanh(key(rows_BxLxD)))[:, :, 0] + position_L[None, :]
         known_BxL = ids_BxL >= 0
         logits_BxL = jnp.where(known_BxL, logits_BxL, -1e9)
         weights_BxL = jax.nn.softmax(logits_BxL, axis=1) * known_BxL.astype(logits_BxL.dtype)

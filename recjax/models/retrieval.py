@@ -12,6 +12,7 @@ from recjax.data.encode import FeatureSpec
 from recjax.embedding import TableSpec, init_table, lookup, lookup_sum
 from recjax.models.features import is_summed
 from recjax.models.towers import ItemTower, QueryTower
+from recjax.ops.precision import rounded
 from recjax.ops.softmax import corpus_logsumexp
 
 HEAD = "head"  # the table of a softmax head
@@ -71,6 +72,8 @@ class RetrievalModel(nn.Module):
       temperature: divides the product; where it is learned, what it begins with.
       learn_temperature: whether it is a parameter, `params/log_temperature`.
       normalize: whether both sides are scaled to unit length.
+      compute_dtype: of the operands of products. Embeddings are float32 arrays of its numbers, for
+        losses, rankings and whoever asks for them alike.
     """
 
     query: QueryTower
@@ -79,6 +82,7 @@ class RetrievalModel(nn.Module):
     temperature: float = 1.0
     learn_temperature: bool = False
     normalize: bool = False
+    compute_dtype: str = "float32"
 
     def setup(self):
         """Makes the tables, at initialisation only: later they are read where they are needed."""
@@ -107,8 +111,7 @@ class RetrievalModel(nn.Module):
         index_B: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B D"]:
         """psi(x) [B, D]; `index_B` (global example indices) switches dropout on."""
-        embedded = self.query(inputs, self._rows(self.query, inputs, rows), index_B)
-        return unit(embedded) if self.normalize else embedded
+        return self.finish(self.query(inputs, self._rows(self.query, inputs, rows), index_B))
 
     def embed_items(
         self,
@@ -117,8 +120,13 @@ class RetrievalModel(nn.Module):
         index_B: Int[Array, "B"] | None = None,
     ) -> Float[Array, "B D"]:
         """phi(x_i) [B, D]; `index_B` (item positions) switches dropout on."""
-        embedded = self.item(inputs, self._rows(self.item, inputs, rows), index_B)
-        return unit(embedded) if self.normalize else embedded
+        return self.finish(self.item(inputs, self._rows(self.item, inputs, rows), index_B))
+
+    @nn.nowrap
+    def finish(self, embedded_BxD: Float[Array, "B D"]) -> Float[Array, "B D"]:
+        """What a side returned as scores read it: of unit length where asked, and rounded."""
+        embedded_BxD = unit(embedded_BxD) if self.normalize else embedded_BxD
+        return rounded(embedded_BxD, self.compute_dtype)
 
     def scale(self) -> float | Float[Array, ""]:
         """1 / temperature: what products are multiplied by."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from recjax.data.encode import FeatureSpec
+from recjax.models.dense import make_dense
 from recjax.models.dropout import ExampleDropout, IdDropout
 from recjax.models.features import FeatureEncoder
 
@@ -31,6 +32,7 @@ class Tower(nn.Module):
       id_dropout: chance that an example is embedded as if its user or item were unknown, so that
         the tower learns from the other features (DropoutNet, Volkovs et al., NeurIPS 2017).
       pooling: of histories; see FeatureEncoder.
+      compute_dtype: of the operands of every layer's product; all else is float32.
     """
 
     features: tuple[FeatureSpec, ...]
@@ -43,6 +45,7 @@ class Tower(nn.Module):
     embedding_dropout: float = 0.0
     id_dropout: float = 0.0
     pooling: tuple[str, ...] = ("mean",)
+    compute_dtype: str = "float32"
 
     @nn.compact
     def __call__(
@@ -62,16 +65,20 @@ class Tower(nn.Module):
         for name in set(IDS) & {spec.name for spec in self.features}:
             rows[name] = IdDropout(self.id_dropout, name="id_dropout")(rows[name], index_B)
         x_BxH = FeatureEncoder(
-            self.features, self.pooling, self.embedding_dropout, name="features"
+            self.features,
+            self.pooling,
+            self.embedding_dropout,
+            self.compute_dtype,
+            name="features",
         )(inputs, rows, index_B)
         for layer, width in enumerate(self.hidden):
-            x_BxH = nn.Dense(width, name=f"hidden_{layer}")(x_BxH)
+            x_BxH = make_dense(width, self.compute_dtype, name=f"hidden_{layer}")(x_BxH)
             if self.normalization == "layer":
                 x_BxH = nn.LayerNorm(name=f"norm_{layer}")(x_BxH)
             x_BxH = ACTIVATIONS[self.activation](x_BxH)
             x_BxH = ExampleDropout(self.dropout, name=f"dropout_{layer}")(x_BxH, index_B)
         if self.output == "linear":
-            x_BxH = nn.Dense(self.dim, name="output")(x_BxH)
+            x_BxH = make_dense(self.dim, self.compute_dtype, name="output")(x_BxH)
         return x_BxH
 
 

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from recjax.ops.chunks import choose_rows, product, transposed_product
+from recjax.ops.chunks import choose_rows
+from recjax.ops.precision import product, transposed_product
 from recjax.ops.softmax import join_rows, scaled, split_rows
 
 # (score_TxP, log_w_TxP, y_TxP, score_TxC, log_w_TxC) -> loss_T

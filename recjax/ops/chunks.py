@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from recjax.ops.precision import product
+
 # Measured on two cores of an AMD EPYC (Zen 4), d = 64, B = 512: row tiles of 128 rows and more are
 # the fastest while they stay in the cache, about 16 MiB; beyond, tiles of 2 to 4 MiB in two passes
 # are as fast or faster, although they cost a fourth product. An accelerator needs larger tiles to
@@ -35,20 +37,6 @@ def choose_chunk(num_rows: int, num_items: int) -> tuple[int, int]:
     """Rows by a chunk of the items."""
     rows = _even(num_rows, _MAX_ROWS)
     return rows, _even(num_items, _tile_bytes(_CHUNK_TILE_BYTES) // (4 * rows))
-
-
-def product(subscripts: str, a: Array, b: Array) -> Array:
-    """An einsum of two arrays, summed in float32."""
-    return jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32)
-
-
-def transposed_product(a_TxC: Array, b_TxD: Array) -> Array:
-    """a^T b [C, D], summed in float32.
-
-    XLA on CPU runs b^T a three times as fast where C is the larger; the barrier keeps it from
-    making the one into the other.
-    """
-    return jax.lax.optimization_barrier(product("td,tc->dc", b_TxD, a_TxC)).T
 
 
 class Chunk(NamedTuple):

@@ -15,14 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from recjax.collectives import sum_over
-from recjax.ops.chunks import (
-    Chunk,
-    Corpus,
-    choose_chunk,
-    choose_tile,
-    product,
-    transposed_product,
-)
+from recjax.ops.chunks import Chunk, Corpus, choose_chunk, choose_tile
+from recjax.ops.precision import product, transposed_product
 
 _LOWEST = jnp.finfo(jnp.float32).min  # a maximum over nothing, from which -inf may be subtracted
 

@@ -192,6 +192,12 @@ class Results:
         name = self.runs[0].config.eval.metric
         return name if name in self.metrics else self.metrics[0]
 
+    @property
+    def measured_on(self) -> str:
+        """The part that was measured, and how many of its users where not all were asked."""
+        part, users = self.protocol["part"], self.protocol.get("max_queries")
+        return f"{part} of at most {users:,} users" if users else part
+
     def arm(self, name: str) -> Arm:
         """The arm of this name.
 

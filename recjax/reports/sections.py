@@ -86,7 +86,7 @@ class Sections:
                 f"{_SEEN.get(protocol['seen'], protocol['seen'])}; ties: {protocol['ties']}"
             ),
             "Measured": escape(
-                f"on {protocol['part']}, {self.compared.queries:,} queries; "
+                f"on {results.measured_on}, {self.compared.queries:,} queries; "
                 f"{protocol['not_scored']}"
             ),
             "Checkpoint": escape(

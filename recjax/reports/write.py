@@ -79,7 +79,7 @@ def protocol_text(results: Results) -> str:
         f"{protocol['dataset']} ({protocol['dataset_hash']}), split {protocol['split']} "
         f"({protocol['split_hash']}), {protocol['candidates']:,} items ranked "
         f"({protocol['corpus']}, seen items: {protocol['seen']}), measured on "
-        f"{protocol['part']}; checkpoint: {protocol['selection_metric']}."
+        f"{results.measured_on}; checkpoint: {protocol['selection_metric']}."
     )
 
 

@@ -63,6 +63,19 @@ def test_min_history_is_the_number_of_earlier_interactions(min_history, labels):
     np.testing.assert_array_equal(batch["label"][:, 0], labels)
 
 
+def test_users_without_examples_take_no_memory_and_hide_no_other():
+    user_M = [7, 7, 90_000, 90_000, 90_000, 99_999]
+    data = dataset_of(user_M, [0, 1, 2, 3, 4, 5], np.arange(6.0), num_users=100_000)
+    examples = next_item(data, split_of([TRAIN, TRAIN, TRAIN, TRAIN, TEST, TRAIN]))
+    batch = all_rows(examples)
+    np.testing.assert_array_equal(batch["user"], [7, 90_000])
+    np.testing.assert_array_equal(batch["label"], [[1], [3]])
+    np.testing.assert_array_equal(batch["history"], [[-1, -1, 0], [-1, -1, 2]])
+    np.testing.assert_array_equal(examples.label_frequency_N, [0, 0.5, 0, 0.5, 0, 0])
+    own = [array for array in vars(examples).values() if isinstance(array, np.ndarray)]
+    assert own and max(map(len, own)) < 10
+
+
 def test_without_history_there_is_an_empty_column():
     data = dataset_of([0] * 3, [0, 1, 2], [0.0, 1.0, 2.0])
     assert all_rows(next_item(data, split_of([TRAIN] * 3), 0))["history"].shape == (2, 0)

@@ -202,14 +202,34 @@ def test_every_program_is_there():
             assert (FOLDER / f"{program.module.replace('.', '/')}.py").exists()
 
 
-def test_ranking_runs(folder, capsys, monkeypatch):
+@pytest.fixture
+def result_of(folder, capsys, monkeypatch):
+    """What a program prints when it runs in this process, as short as it can be."""
+
+    def run_main(program, *words):
+        words = [f"--data={folder}", "--smoke", "--seconds=0", "--windows=1", *words]
+        monkeypatch.setattr(sys, "argv", [program.__name__, *words])
+        program.main()
+        return json.loads(capsys.readouterr().out.removeprefix(harness.RESULT))
+
+    return run_main
+
+
+def test_ranking_runs(result_of):
     from experiments.benchmarks import w5_topk
 
-    words = ["w5_topk", f"--data={folder}", "--smoke", "--seconds=0", "--windows=1"]
-    monkeypatch.setattr(sys, "argv", words)
-    w5_topk.main()
-    result = json.loads(capsys.readouterr().out.removeprefix(harness.RESULT))
+    result = result_of(w5_topk)
     assert result["recall"] == 1.0 and result["leaked"] == 0
+
+
+def test_two_towers_train_on_histories_of_their_own(arrays, result_of, quick_compilation):
+    from experiments.benchmarks import w1_two_tower
+
+    result = result_of(w1_two_tower, "--history=past", "--batch_size=64", "--warmup=1")
+    assert result["first_loss"] == pytest.approx(result["expected_loss"], abs=0.3)
+    count_U = np.bincount(arrays["user"])
+    watched = [np.minimum(np.arange(count), workload.HISTORY) for count in count_U]
+    assert result["mean_history"] == pytest.approx(np.concatenate(watched).mean())
 
 
 @pytest.mark.slow
