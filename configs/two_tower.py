@@ -122,7 +122,7 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.loss.corpus_chunk = 8192  # full with an item tower: items encoded at a time
 
     c.optim = ConfigDict()
-    c.optim.name = "adam"  # adam | adagrad | sgd
+    c.optim.name = "adam"  # adam | adagrad | row_adagrad (one accumulator a row) | sgd
     c.optim.learning_rate = 2e-3
     c.optim.schedule = "cosine"  # constant | cosine
     c.optim.warmup_steps = 0
@@ -133,7 +133,7 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.optim.b1 = 0.9
     c.optim.b2 = 0.999
     c.optim.eps = 1e-8
-    c.optim.initial_accumulator = 0.1  # adagrad
+    c.optim.initial_accumulator = 0.1  # adagrad, row_adagrad
 
     c.train = ConfigDict()
     c.train.batch_size = 512

@@ -11,6 +11,7 @@ from recjax.errors import ConfigError
 from recjax.optim import make_optimizer, make_row_optimizer, make_schedule
 
 ROWS, DIM, STEPS = 8, 3, 5
+NAMES = ["sgd", "adagrad", "row_adagrad", "adam"]
 
 
 def optim(**changes):
@@ -79,6 +80,8 @@ def dense(config, steps):
         ({"name": "sgd", "clip_norm": 0.5}, False),
         ({"name": "adagrad"}, False),
         ({"name": "adagrad", "initial_accumulator": 0.0}, False),
+        ({"name": "row_adagrad"}, False),
+        ({"name": "row_adagrad", "initial_accumulator": 0.0}, False),
         ({"name": "adam"}, True),
         ({"name": "adam", "weight_decay": 0.1, "clip_norm": 0.5}, True),
     ],
@@ -106,7 +109,37 @@ def test_lazy_adam_is_its_float64_rule():
     np.testing.assert_allclose(state["v"], v, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adagrad", "adam"])
+def test_row_adagrad_is_its_float64_rule_with_one_accumulator_a_row():
+    config, steps = optim(name="row_adagrad", schedule="constant", warmup_steps=0), list(touches())
+    expected, accumulator = np.asarray(table(), np.float64), np.full(ROWS, 0.1)
+    for ids, grads in steps:
+        grad = dense_gradient(ids, grads)
+        accumulator += (grad**2).mean(axis=1)
+        expected -= 0.1 * grad / np.sqrt(accumulator + 1e-6)[:, None]
+    got, state = row_wise(config, steps)
+    assert state["accumulator"].shape == (ROWS,)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    np.testing.assert_allclose(state["accumulator"], accumulator, rtol=1e-6)
+
+
+def test_row_adagrad_has_an_accumulator_for_each_input_of_a_layer_and_each_entry_of_a_bias():
+    config = optim(name="row_adagrad", schedule="constant", warmup_steps=0)
+    params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3), "log_temperature": jnp.float32(1)}
+    grads = {
+        "kernel": jnp.asarray([[1.0, 2.0, 3.0], [0.0, 0.0, 6.0]]),
+        "bias": jnp.asarray([1.0, 0.0, -2.0]),
+        "log_temperature": jnp.float32(3),
+    }
+    optimizer = make_optimizer(config, 10)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    root = np.sqrt(0.1 + 1e-6 + np.asarray([14 / 3, 12.0]))
+    np.testing.assert_allclose(updates["kernel"], -0.1 * grads["kernel"] / root[:, None], rtol=1e-5)
+    for name in ("bias", "log_temperature"):
+        expected = -0.1 * grads[name] / np.sqrt(0.1 + 1e-6 + np.asarray(grads[name]) ** 2)
+        np.testing.assert_allclose(updates[name], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_row_without_a_gradient_is_not_written(name):
     got, state = row_wise(optim(name=name, weight_decay=0.1), list(touches()))
     untouched = jnp.asarray([2, 3, 5, 6])
@@ -116,7 +149,7 @@ def test_a_row_without_a_gradient_is_not_written(name):
         np.testing.assert_array_equal(array[untouched], before[untouched])
 
 
-@pytest.mark.parametrize("name", ["sgd", "adagrad", "adam"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_table_split_over_four_devices_is_updated_as_one(name):
     config, steps = optim(name=name, clip_norm=0.5), list(touches())
     optimizer = make_row_optimizer(config, 10)
@@ -195,7 +228,11 @@ def test_schedules(changes, rates):
     "make, changes, words",
     [
         (make_optimizer, {"name": "adma"}, "optim.name='adma'.*'adam'"),
-        (make_row_optimizer, {"name": "lion"}, "optim.name='lion'.*sgd, adagrad, adam"),
+        (
+            make_row_optimizer,
+            {"name": "lion"},
+            "optim.name='lion'.*sgd, adagrad, row_adagrad, adam",
+        ),
         (make_schedule, {"schedule": "cosin"}, "optim.schedule='cosin'.*'cosine'"),
         (make_schedule, {"warmup_steps": -1}, "optim.warmup_steps=-1"),
     ],
