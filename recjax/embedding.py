@@ -1,6 +1,7 @@
 """Embedding tables: rows looked up by id, and the gradients of rows that were looked up."""
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax
@@ -8,6 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from recjax.collectives import sum_over
+from recjax.hashing import entry_bits
+
+LARGE = 2**24  # numbers from which jax.random, which needs thrice the table beside it, is too large
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +35,16 @@ class TableSpec:
 
 
 def init_table(key: PRNGKeyArray, spec: TableSpec) -> Float[Array, "R D"]:
-    """A new table: normal with mean 0 and standard deviation `spec.scale`, float32."""
-    return spec.scale * jax.random.normal(key, (spec.rows, spec.dim), jnp.float32)
+    """A new table: normal with mean 0 and standard deviation `spec.scale`, float32.
+
+    From `LARGE` numbers on it is drawn entry by entry, which takes no memory but the table's own.
+    """
+    if spec.rows * spec.dim < LARGE:
+        return spec.scale * jax.random.normal(key, (spec.rows, spec.dim), jnp.float32)
+    bits_RxD = entry_bits(key, jnp.arange(spec.rows, dtype=jnp.int32), spec.dim)
+    # The middles of 2^23 equal parts of (-1, 1), each an exact float32.
+    uniform_RxD = ((bits_RxD >> 9).astype(jnp.float32) + 0.5) * 2.0**-22 - 1.0
+    return spec.scale * math.sqrt(2.0) * jax.lax.erf_inv(uniform_RxD)
 
 
 def lookup(

@@ -37,6 +37,7 @@ LAYERS = (
         "recjax.extras",
         "recjax.files",
         "recjax.flags",
+        "recjax.hashing",
         "recjax.hparams",
         "recjax.metrics",
         "recjax.parallel",
