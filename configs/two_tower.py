@@ -96,6 +96,8 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.tables.mode = "auto"
     c.tables.rows_min = 100_000
     c.tables.init = 0.05  # standard deviation of a new row's entries
+    # float32 | bfloat16 (half of the memory; rounded up or down by chance): of those in mode rows
+    c.tables.dtype = "float32"
 
     c.loss = ConfigDict()
     c.loss.name = "softmax"  # softmax | bpr | bce | ccl (SimpleX) | bsl (bilateral softmax)
@@ -134,6 +136,8 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.optim.b2 = 0.999
     c.optim.eps = 1e-8
     c.optim.initial_accumulator = 0.1  # adagrad, row_adagrad
+    # float32 | bfloat16: what adam and both forms of adagrad keep of tables in mode rows
+    c.optim.moments_dtype = "float32"
 
     c.train = ConfigDict()
     c.train.batch_size = 512

@@ -1,9 +1,11 @@
 """How a run is laid over the devices: how many of them split its tables."""
 
 from recjax.config import Config
+from recjax.embedding import TableSpec
 from recjax.objective import Objective
 from recjax.optim import slots
 from recjax.parallel import choose_model
+from recjax.rounding import BYTES
 
 
 def model_devices(config: Config, objective: Objective) -> int:
@@ -25,7 +27,13 @@ def model_devices(config: Config, objective: Objective) -> int:
 def split_bytes(objective: Objective, optim: Config) -> int:
     """Bytes of the tables that can be split: rows, optimizer state and, of dense ones, gradient."""
     return sum(
-        4 * spec.rows * (spec.dim * (1 + (spec.mode == "dense")) + slots(optim, spec.dim))
+        spec.rows * _row_bytes(spec, optim)
         for spec in objective.model.tables
         if spec.name in objective.sharded
     )
+
+
+def _row_bytes(spec: TableSpec, optim: Config) -> int:
+    if spec.mode == "dense":
+        return 4 * (2 * spec.dim + slots(optim, spec.dim))
+    return BYTES[spec.dtype] * spec.dim + BYTES[optim.moments_dtype] * slots(optim, spec.dim)

@@ -1,23 +1,25 @@
 """Optimizers: optax for dense parameters, row-wise rules for embedding tables.
 
 A config group `optim` has the fields name (a key of OPTIMIZERS), learning_rate, schedule
-('constant' | 'cosine'), warmup_steps, weight_decay (decoupled), clip_norm (0 = off), b1, b2, eps
-and initial_accumulator.
+('constant' | 'cosine'), warmup_steps, weight_decay (decoupled), clip_norm (0 = off), b1, b2, eps,
+initial_accumulator and moments_dtype (of the state of tables in mode 'rows').
 """
 
 import dataclasses
 import difflib
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from recjax.collectives import sum_over
 from recjax.embedding import deduplicate, local_ids
 from recjax.errors import ConfigError
+from recjax.rounding import Stored, as_float32, as_kept, round_randomly
 
 Schedule = Callable[[Any], Array]
 
@@ -79,10 +81,11 @@ class RowOptimizer:
     Args:
         init: table [R, D] -> state, a dict of arrays [R, D], or [R] where a rule keeps a number a
             row (empty for SGD).
-        update: (table, state, ids [M], gradients [M, D], step, axis=None) -> (table, state), where
-            step is the number of updates already made. Gradients of one id are summed first; ids
-            of -1 are dropped. With `axis` table and state are this device's shard and the ids are
-            global: each device updates the rows that it owns.
+        update: (table, state, ids [M], gradients [M, D], step, key, axis=None) -> (table, state),
+            where step is the number of updates already made. Gradients of one id are summed first;
+            ids of -1 are dropped. What is kept in bfloat16 is rounded by `round_randomly`, by the
+            key, which is another for every table and step. With `axis` table and state are this
+            device's shard and the ids are global: each device updates the rows that it owns.
     """
 
     init: Callable[[Array], dict[str, Array]]
@@ -104,22 +107,25 @@ def make_row_optimizer(optim: Any, total_steps: int) -> RowOptimizer:
     rule = OPTIMIZERS[_choice("optim.name", optim.name, OPTIMIZERS)]
     schedule = make_schedule(optim, total_steps)
 
-    def init(table_RxD: Float[Array, "R D"]) -> dict[str, Array]:
+    def init(table_RxD: Stored) -> dict[str, Array]:
         shape = table_RxD.shape[:1] if rule.by_row else table_RxD.shape
-        initial = rule.initial(optim)
-        return {name: jnp.full(shape, value, jnp.float32) for name, value in initial.items()}
+        return {
+            name: jnp.broadcast_to(as_kept(jnp.float32(value), optim.moments_dtype), shape)
+            for name, value in rule.initial(optim).items()
+        }
 
     def update(
-        table_RxD: Float[Array, "R D"],
+        table_RxD: Stored,
         state: dict[str, Array],
         ids_M: Int[Array, "M"],
         grads_MxD: Float[Array, "M D"],
         step: int | Int[Array, ""],
+        key: PRNGKeyArray,
         axis: str | None = None,
-    ) -> tuple[Float[Array, "R D"], dict[str, Array]]:
-        num_rows = len(table_RxD)
+    ) -> tuple[Stored, dict[str, Array]]:
+        num_rows, first = len(table_RxD), 0
         if axis is not None:
-            ids_M = local_ids(ids_M, num_rows, axis)
+            ids_M, first = local_ids(ids_M, num_rows, axis), jax.lax.axis_index(axis) * num_rows
         ids_M, grads_MxD = deduplicate(ids_M, grads_MxD.astype(jnp.float32), num_rows)
         if optim.clip_norm:
             square = jnp.sum(grads_MxD**2)
@@ -129,25 +135,30 @@ def make_row_optimizer(optim: Any, total_steps: int) -> RowOptimizer:
         ids_M = jnp.where(ids_M < num_rows, ids_M, num_rows + jnp.arange(len(ids_M)))
 
         def rows(of_RxD: Array) -> Array:
-            return of_RxD.at[ids_M].get(mode="fill", fill_value=0.0, unique_indices=True)
+            found = of_RxD.at[ids_M].get(mode="fill", fill_value=0, unique_indices=True)
+            return as_float32(found)
+
+        def written(of_RxD: Array, new_MxD: Array, name: str) -> Array:
+            if of_RxD.dtype == jnp.uint16:
+                own_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+                new_MxD = round_randomly(new_MxD, own_key, ids_M + first)
+            return of_RxD.at[ids_M].set(new_MxD, mode="drop", unique_indices=True)
 
         direction_MxD, touched = rule.rows(optim, jax.tree.map(rows, state), grads_MxD, step)
         if optim.weight_decay:
             direction_MxD += optim.weight_decay * rows(table_RxD)
-        change_MxD = (-schedule(step) * direction_MxD).astype(table_RxD.dtype)
-        table_RxD = table_RxD.at[ids_M].add(change_MxD, mode="drop", unique_indices=True)
-        state = jax.tree.map(
-            lambda old, new: old.at[ids_M].set(new, mode="drop", unique_indices=True),
-            state,
-            touched,
-        )
-        return table_RxD, state
+        change_MxD = -schedule(step) * direction_MxD
+        if table_RxD.dtype == jnp.uint16:
+            table_RxD = written(table_RxD, rows(table_RxD) + change_MxD, "table")
+        else:
+            table_RxD = table_RxD.at[ids_M].add(change_MxD, mode="drop", unique_indices=True)
+        return table_RxD, {name: written(state[name], touched[name], name) for name in state}
 
     return RowOptimizer(init, update)
 
 
 def slots(optim: Any, dim: int) -> int:
-    """How many numbers the optimizer keeps for a row of `dim` numbers that it trains."""
+    """How many numbers the optimizer keeps for a row of `dim` numbers; none for SGD."""
     rule = OPTIMIZERS[optim.name]
     return len(rule.initial(optim)) * (1 if rule.by_row else dim)
 

@@ -43,6 +43,7 @@ LAYERS = (
         "recjax.parallel",
         "recjax.processes",
         "recjax.progress",
+        "recjax.rounding",
         "recjax.signals",
         "recjax.slices",
         "recjax.source",

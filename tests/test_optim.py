@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from ml_collections import ConfigDict
 
 from recjax.errors import ConfigError
 from recjax.optim import make_optimizer, make_row_optimizer, make_schedule
+from recjax.rounding import as_float32, as_kept
 
 ROWS, DIM, STEPS = 8, 3, 5
 NAMES = ["sgd", "adagrad", "row_adagrad", "adam"]
@@ -26,6 +29,7 @@ def optim(**changes):
         "b2": 0.99,
         "eps": 1e-6,
         "initial_accumulator": 0.1,
+        "moments_dtype": "float32",
     }
     return ConfigDict(defaults | changes)
 
@@ -53,12 +57,16 @@ def dense_gradient(ids, grads):
     return whole
 
 
-def row_wise(config, steps):
+def key_of(step):
+    return jax.random.fold_in(jax.random.key(0), step)
+
+
+def row_wise(config, steps, dtype="float32"):
     optimizer = make_row_optimizer(config, 10)
     update = jax.jit(optimizer.update)
-    rows, state = table(), optimizer.init(table())
+    rows, state = as_kept(table(), dtype), optimizer.init(table())
     for step, (ids, grads) in enumerate(steps):
-        rows, state = update(rows, state, ids, grads, jnp.int32(step))
+        rows, state = update(rows, state, ids, grads, jnp.int32(step), key_of(step))
     return rows, state
 
 
@@ -149,33 +157,76 @@ def test_a_row_without_a_gradient_is_not_written(name):
         np.testing.assert_array_equal(array[untouched], before[untouched])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_table_split_over_four_devices_is_updated_as_one(name):
-    config, steps = optim(name=name, clip_norm=0.5), list(touches())
+def split_in_four(config, steps, dtype="float32"):
+    """As `row_wise`, on four devices."""
     optimizer = make_row_optimizer(config, 10)
     mesh = Mesh(np.array(jax.devices()[:4]), ("model",), axis_types=(AxisType.Auto,))
-
-    def update(rows, state, ids, grads, step):
-        return optimizer.update(rows, state, ids, grads, step, "model")
-
     split = P("model")
     run = jax.jit(
         jax.shard_map(
-            update,
+            functools.partial(optimizer.update, axis="model"),
             mesh=mesh,
-            in_specs=(split, split, P(), P(), P()),
+            in_specs=(split, split, P(), P(), P(), P()),
             out_specs=split,
             check_vma=False,
         )
     )
-    rows, state = table(), optimizer.init(table())
+    rows, state = as_kept(table(), dtype), optimizer.init(table())
     for step, (ids, grads) in enumerate(steps):
-        rows, state = run(rows, state, ids, grads, jnp.int32(step))
+        rows, state = run(rows, state, ids, grads, jnp.int32(step), key_of(step))
+    return rows, state
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_table_split_over_four_devices_is_updated_as_one(name):
+    config, steps = optim(name=name, clip_norm=0.5), list(touches())
+    rows, state = split_in_four(config, steps)
     expected, expected_state = row_wise(config, steps)
     np.testing.assert_allclose(rows, expected, atol=1e-6)
     assert state.keys() == expected_state.keys()
     for key in state:
         np.testing.assert_allclose(state[key], expected_state[key], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["row_adagrad", "adam"])
+def test_in_bfloat16_it_is_the_same_on_four_devices_and_in_any_order_bit_for_bit(name):
+    config, steps = optim(name=name, moments_dtype="bfloat16"), list(touches(every_row=True))
+    rows, state = row_wise(config, steps, "bfloat16")
+    assert {leaf.dtype for leaf in (rows, *state.values())} == {jnp.dtype("uint16")}
+    np.testing.assert_allclose(as_float32(rows), row_wise(config, steps)[0], atol=0.1)
+    once = [(jnp.arange(ROWS), grads[:ROWS]) for _, grads in steps]  # no sums, which have an order
+    turned = [(ids[::-1], grads[::-1]) for ids, grads in once]
+    for found, wanted in (
+        (split_in_four(config, steps, "bfloat16"), (rows, state)),
+        (row_wise(config, turned, "bfloat16"), row_wise(config, once, "bfloat16")),
+    ):
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_in_bfloat16_no_whole_table_is_turned_into_float32():
+    optimizer = make_row_optimizer(optim(moments_dtype="bfloat16"), 10)
+    rows = jax.ShapeDtypeStruct((100_000, 16), jnp.uint16)
+    arguments = jax.ShapeDtypeStruct((32,), jnp.int32), jax.ShapeDtypeStruct((32, 16), jnp.float32)
+    state = jax.eval_shape(optimizer.init, rows)
+    update = jax.jit(optimizer.update, donate_argnums=(0, 1))
+    compiled = update.lower(rows, state, *arguments, jnp.int32(0), key_of(0)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 100_000
+
+
+def test_in_bfloat16_many_updates_too_small_for_it_add_up():
+    config = optim(name="sgd", learning_rate=1.0, schedule="constant", warmup_steps=0)
+    optimizer = make_row_optimizer(config, 10)
+    ids, grads = jnp.arange(512), jnp.full((512, 4), -1e-4)  # bfloat16 has 1 and then 1.0078
+
+    def update(step, rows):
+        return optimizer.update(rows, {}, ids, grads, step, key_of(step))[0]
+
+    start = as_kept(jnp.ones((512, 4)), "bfloat16")
+    rows = jax.jit(lambda rows: jax.lax.fori_loop(0, 1000, update, rows))(start)
+    rows = np.asarray(as_float32(rows), np.float64)
+    # 1000 times 0 or 0.0078, the latter with a chance of 0.0128: a deviation of 0.028 each.
+    np.testing.assert_allclose(rows.mean(), 1.1, atol=5 * 0.028 / 2048**0.5)
+    np.testing.assert_allclose(rows.std(), 0.028, rtol=0.1)
 
 
 @pytest.mark.parametrize(
