@@ -99,6 +99,8 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.tables.mode = "auto"
     c.tables.rows_min = 100_000
     c.tables.init = 0.05  # standard deviation of a new row's entries
+    # float32 | bfloat16 (half of the memory; rounded up or down by chance): of those in mode rows
+    c.tables.dtype = "float32"
 
     c.loss = ConfigDict()
     c.loss.name = "softmax"  # softmax | bpr | bce | ccl (SimpleX) | bsl (bilateral softmax)
@@ -125,7 +127,7 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.loss.corpus_chunk = 8192  # full with an item tower: items encoded at a time
 
     c.optim = ConfigDict()
-    c.optim.name = "adam"  # adam | adagrad | sgd
+    c.optim.name = "adam"  # adam | adagrad | row_adagrad (one accumulator a row) | sgd
     c.optim.learning_rate = 2e-3
     c.optim.schedule = "cosine"  # constant | cosine
     c.optim.warmup_steps = 0
@@ -136,7 +138,9 @@ def get_config(data: str = "synthetic") -> ConfigDict:
     c.optim.b1 = 0.9
     c.optim.b2 = 0.999
     c.optim.eps = 1e-8
-    c.optim.initial_accumulator = 0.1  # adagrad
+    c.optim.initial_accumulator = 0.1  # adagrad, row_adagrad
+    # float32 | bfloat16: what adam and both forms of adagrad keep of tables in mode rows
+    c.optim.moments_dtype = "float32"
 
     c.train = ConfigDict()
     c.train.batch_size = 512

@@ -1,11 +1,13 @@
-"""Checks of a config that need no data: legal values, and choices that go together."""
+"""Checks of a config before it trains: legal values, and choices that go together."""
 
 import math
+from collections.abc import Sequence
 
 from recjax.candidates import FREQUENCIES, SOURCES
 from recjax.config import Config, check_choices, flatten_config
 from recjax.data.queries import SEEN_POLICIES
 from recjax.data.split import FITS, SPLITS
+from recjax.embedding import TableSpec
 from recjax.errors import ConfigError
 from recjax.losses import LOSSES
 from recjax.metrics import PER_QUERY
@@ -13,6 +15,7 @@ from recjax.models.features import POOLINGS
 from recjax.models.towers import ACTIVATIONS
 from recjax.ops.precision import COMPUTE_DTYPES
 from recjax.optim import OPTIMIZERS, SCHEDULES
+from recjax.rounding import BYTES
 
 CHOICES = {
     "data.unknown_items": ("error", "drop"),
@@ -31,11 +34,13 @@ CHOICES = {
     "model.item.activation": tuple(ACTIVATIONS),
     "model.item.normalization": ("none", "layer"),
     "tables.mode": ("auto", "dense", "rows"),
+    "tables.dtype": tuple(BYTES),
     "loss.name": tuple(LOSSES),
     "loss.candidates": ("full", *SOURCES),
     "loss.frequency": FREQUENCIES,
     "optim.name": tuple(OPTIMIZERS),
     "optim.schedule": tuple(SCHEDULES),
+    "optim.moments_dtype": tuple(BYTES),
     "eval.corpus": ("listed", "rated", "seen"),
     "eval.seen": SEEN_POLICIES,
     "parallel.mapper": ("shard_map", "pmap"),
@@ -98,6 +103,11 @@ _BELOW_ONE = (
     "optim.b2",
 )
 _SEEDS = ("seed", "split.seed")
+_OF_ROWS = ("tables.dtype", "optim.moments_dtype")
+_NOT_DENSE = (
+    "a step reads and writes all of a dense table, in float32 and beside a gradient of its size, "
+    "so that little would be saved"
+)
 
 
 def check_config(config: Config) -> None:
@@ -136,6 +146,22 @@ def check_config(config: Config) -> None:
     for broken, message in (*_loss_rules(config), *_model_rules(config), *_run_rules(config)):
         if broken:
             raise ConfigError(f"config.{message}")
+
+
+def check_tables(config: Config, tables: Sequence[TableSpec]) -> None:
+    """Checks that what a config says of tables in mode `rows` has one to act on.
+
+    Raises:
+      ConfigError: naming the key.
+    """
+    flat = flatten_config(config)
+    for key in _OF_ROWS:
+        if flat[key] != "float32" and all(spec.mode == "dense" for spec in tables):
+            raise ConfigError(
+                f"config.{key}={flat[key]}: all tables of this model are dense, and {_NOT_DENSE}; "
+                "set it to float32, or tables.mode to rows (loss.candidates=full keeps those of "
+                "the item side dense)"
+            )
 
 
 def _loss_rules(config: Config) -> tuple[tuple[bool, str], ...]:
@@ -249,7 +275,21 @@ def _model_rules(config: Config) -> tuple[tuple[bool, str], ...]:
 def _run_rules(config: Config) -> tuple[tuple[bool, str], ...]:
     """Choices of data, training and diagnostics that make no sense beside others."""
     loss, every = config.loss, config.diagnostics.every
+    flat = flatten_config(config)
     return (
+        *(
+            (
+                flat[key] != "float32" and config.tables.mode == "dense",
+                f"{key}={flat[key]} with tables.mode=dense: {_NOT_DENSE}; set it to float32 or "
+                "tables.mode to rows",
+            )
+            for key in _OF_ROWS
+        ),
+        (
+            config.optim.moments_dtype != "float32" and config.optim.name == "sgd",
+            f"optim.moments_dtype={config.optim.moments_dtype} with optim.name=sgd: it keeps "
+            "none; set it to float32 or choose another optimizer",
+        ),
         (
             every > 0 and loss.candidates == "full",
             "diagnostics.every > 0 with loss.candidates=full: that is the exact gradient itself; "

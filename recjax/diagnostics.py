@@ -13,6 +13,7 @@ from recjax.candidates import pick_hard
 from recjax.data.examples import TrainExamples
 from recjax.models.corpus import encode_corpus
 from recjax.objective import Batch, Objective, bias_of, own_items
+from recjax.rounding import as_float32
 
 PyTree = Any
 GROUPS = ("query", "items", "head")
@@ -114,6 +115,7 @@ class EstimatorError:
         """The gradient of `total_loss(query, item, item bias) / weights` in each group, flat."""
         objective = self._objective
         model, encoder = objective.model, objective.encoder
+        variables = jax.tree.map(as_float32, variables)  # bits have no gradient
 
         def item_side(variables: PyTree) -> tuple[Array, Any]:
             def encode(item_C: Array) -> Any:

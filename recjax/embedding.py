@@ -1,6 +1,7 @@
 """Embedding tables: rows looked up by id, and the gradients of rows that were looked up."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -9,6 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from recjax.collectives import sum_over
+from recjax.hashing import entry_bits
+from recjax.rounding import Dtype, Stored, as_float32, as_kept
+
+LARGE = 2**24  # numbers from which jax.random, which needs thrice the table beside it, is too large
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +27,7 @@ class TableSpec:
         mode: 'dense': a parameter like any other, under any optax optimizer; 'rows': only the rows
             that a batch touches are updated, by a `RowOptimizer`.
         scale: standard deviation of a new row's entries.
+        dtype: of its numbers; bfloat16, in mode 'rows' only, is kept as `recjax.rounding` says.
     """
 
     name: str
@@ -29,17 +35,28 @@ class TableSpec:
     dim: int
     mode: Literal["dense", "rows"] = "dense"
     scale: float = 0.05
+    dtype: Dtype = "float32"
 
 
-def init_table(key: PRNGKeyArray, spec: TableSpec) -> Float[Array, "R D"]:
-    """A new table: normal with mean 0 and standard deviation `spec.scale`, float32."""
-    return spec.scale * jax.random.normal(key, (spec.rows, spec.dim), jnp.float32)
+def init_table(key: PRNGKeyArray, spec: TableSpec) -> Stored:
+    """A new table [R, D]: normal with mean 0 and standard deviation `spec.scale`.
+
+    From `LARGE` numbers on it is drawn entry by entry, which takes no memory but the table's own.
+    """
+    if spec.rows * spec.dim < LARGE:
+        table_RxD = spec.scale * jax.random.normal(key, (spec.rows, spec.dim), jnp.float32)
+        return as_kept(table_RxD, spec.dtype)
+    bits_RxD = entry_bits(key, jnp.arange(spec.rows, dtype=jnp.int32), spec.dim)
+    # The middles of 2^23 equal parts of (-1, 1), each an exact float32.
+    uniform_RxD = ((bits_RxD >> 9).astype(jnp.float32) + 0.5) * 2.0**-22 - 1.0
+    table_RxD = spec.scale * math.sqrt(2.0) * jax.lax.erf_inv(uniform_RxD)
+    return as_kept(table_RxD, spec.dtype)
 
 
 def lookup(
-    table_RxD: Float[Array, "R D"], ids: Int[Array, "..."], *, axis: str | None = None
+    table_RxD: Stored, ids: Int[Array, "..."], *, axis: str | None = None
 ) -> Float[Array, "... D"]:
-    """The rows of the ids; zeros for -1.
+    """The rows of the ids, as numbers; zeros for -1.
 
     With `axis` the table is this device's shard (device d holds rows [d R, (d + 1) R)), the ids are
     the same on all devices of the axis, and so is what they get. That form is not to be
@@ -48,12 +65,12 @@ def lookup(
     num_rows = len(table_RxD)
     if axis is not None:
         ids = local_ids(ids, num_rows, axis)
-    rows = table_RxD.at[jnp.where(ids < 0, num_rows, ids)].get(mode="fill", fill_value=0.0)
-    return sum_over(rows, axis)
+    rows = table_RxD.at[jnp.where(ids < 0, num_rows, ids)].get(mode="fill", fill_value=0)
+    return sum_over(as_float32(rows), axis)
 
 
 def lookup_sum(
-    table_RxD: Float[Array, "R D"], ids_BxL: Int[Array, "B L"], *, axis: str | None = None
+    table_RxD: Stored, ids_BxL: Int[Array, "B L"], *, axis: str | None = None
 ) -> Float[Array, "B D"]:
     """`lookup(table, ids).sum(1)`, on CPU without ever holding the rows [B, L, D]."""
     if axis is not None:

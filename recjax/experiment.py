@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from recjax.candidates import CandidateSource, make_source
-from recjax.checks import check_config, draws
+from recjax.checks import check_config, check_tables, draws
 from recjax.config import Config
 from recjax.corpus import corpus_mask, rankable_mask
 from recjax.data.blocks import count_by_user_and_item
@@ -225,6 +225,7 @@ def make_experiment(config: Config, dataset: Dataset | None = None) -> Experimen
     train_mask_N = count_N > 0
     encoder = _encoder(dataset, count_U, count_N, examples, context, config)
     step = _step(config, encoder, examples, train_mask_N, parallel)
+    check_tables(config, step.model.tables)
     if parallel.model != (model := model_devices(config, step.objective)):
         parallel = make_parallel(mapper, data, model, batch_size)
         step = _step(config, encoder, examples, train_mask_N, parallel)

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from recjax.hashing import mix
+
 _NUM_HASHES = 4
 _SEEDS_K = np.arange(1, _NUM_HASHES + 1, dtype=np.uint32) * np.uint32(0x9E3779B9)
 
@@ -113,7 +115,7 @@ class StreamingFrequency:
         """The indices [K, 1] and [K, G] of the ids' cells; out of range where there is no id."""
         if not self.buckets:
             return jnp.zeros((1, 1), jnp.int32), jnp.where(ids_G < 0, self.num_items, ids_G)[None]
-        bits_KxG = _mix(ids_G.astype(jnp.uint32)[None, :] ^ jnp.asarray(_SEEDS_K)[:, None])
+        bits_KxG = mix(ids_G.astype(jnp.uint32)[None, :] ^ jnp.asarray(_SEEDS_K)[:, None])
         cell_KxG = (bits_KxG % jnp.uint32(self.buckets)).astype(jnp.int32)
         cell_KxG = jnp.where(ids_G[None, :] < 0, self.buckets, cell_KxG)
         return jnp.arange(_NUM_HASHES, dtype=jnp.int32)[:, None], cell_KxG
@@ -124,10 +126,3 @@ def _occurrences(cell_G: Array) -> Array:
     sorted_G = jnp.sort(cell_G)
     end_G = jnp.searchsorted(sorted_G, cell_G, side="right")
     return end_G - jnp.searchsorted(sorted_G, cell_G, side="left")
-
-
-def _mix(x: Array) -> Array:
-    """The finaliser of MurmurHash3: every bit of a uint32 changes half of the others."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)

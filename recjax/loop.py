@@ -26,6 +26,7 @@ from recjax.parallel import STOP
 from recjax.processes import from_first, is_first
 from recjax.profiling import TABLE, WAIT, StepProfiler
 from recjax.progress import Progress
+from recjax.rounding import as_float32
 from recjax.step import TrainState
 from recjax.writer import RATE, MetricsWriter
 
@@ -354,4 +355,4 @@ class Loop:
 
 @jax.jit
 def _all_finite(tree: PyTree) -> Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+    return jnp.stack([jnp.isfinite(as_float32(leaf)).all() for leaf in jax.tree.leaves(tree)]).all()

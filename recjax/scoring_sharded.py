@@ -21,6 +21,7 @@ from recjax.models.towers import Tower
 from recjax.ops.topk import top_k
 from recjax.ops.topk_sharded import top_k_sharded
 from recjax.parallel import BY_DATA, BY_MODEL, DATA, WHOLE, Parallel
+from recjax.rounding import as_float32
 
 PyTree = Any
 
@@ -93,7 +94,8 @@ class ShardedScorer:
         axis, size = self.parallel.model_axis, self.parallel.model
         is_head = isinstance(self.model.item, SoftmaxHead)
         if is_head and HEAD in self.sharded and axis:
-            table = {**variables["params"]["embedding"], **variables.get("tables", {})}[HEAD]
+            tables = {**variables["params"]["embedding"], **variables.get("tables", {})}
+            table = as_float32(tables[HEAD])
             return self.model.finish(table)
         count = -(-self.num_items // size)
         if is_head:  # as many as a shard of its bias has

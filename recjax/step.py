@@ -1,6 +1,7 @@
 """The training step: a pure function of one replica's state and batch, with named-axis sums."""
 
 import dataclasses
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from recjax.optim import RowOptimizer
 PyTree = Any
 Leaf = Any  # an array, or what stands for one: a shape, a sharding
 
-_INIT, _CANDIDATES, _DROPOUT = range(3)  # streams of random keys within a step
+_INIT, _CANDIDATES, _DROPOUT, _ROUNDING = range(4)  # streams of random keys within a step
 
 
 @flax.struct.dataclass
@@ -29,7 +30,7 @@ class TrainState:
       step: int32 [], steps taken.
       key: uint32 [2], the run's root key; never split, only folded.
       params: dense parameters.
-      tables: embedding tables of mode `rows`, by name.
+      tables: embedding tables of mode `rows`, by name, as `recjax.rounding` keeps them.
       opt_state: of the dense parameters.
       table_state: of each table of mode `rows`.
       source: of the candidate source: streaming frequencies, remembered embeddings; often {}.
@@ -138,7 +139,9 @@ class TrainStep:
         if measured.drawn is not None:
             source = arrays["source"].push(source, *measured.drawn)
         updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        tables, table_state = self._update_tables(state, question, row_grads)
+        tables, table_state = self._update_tables(
+            state, question, row_grads, _stream(key, state.step, _ROUNDING)
+        )
         fresh = state.step % self.log_every == 0
         loss_sum = jnp.where(fresh, 0.0, state.loss_sum) + loss * weight
         weight_sum = jnp.where(fresh, 0.0, state.weight_sum) + weight
@@ -164,7 +167,7 @@ class TrainStep:
         }
 
     def _update_tables(
-        self, state: TrainState, question: Question, row_grads: PyTree
+        self, state: TrainState, question: Question, row_grads: PyTree, key: Array
     ) -> tuple[dict[str, Array], dict[str, PyTree]]:
         """One update of each table from the gradients of all its uses on all replicas."""
         tables, table_state = dict(state.tables), dict(state.table_state)
@@ -183,6 +186,7 @@ class TrainStep:
                 ids,
                 grads,
                 state.step,
+                jax.random.fold_in(key, zlib.crc32(table.encode())),
                 axis=self.objective.model_axis,
             )
         return tables, table_state

@@ -113,7 +113,10 @@ def _item_side(model: RetrievalModel, num_items: int) -> str:
 
 def _tables(model: RetrievalModel) -> str:
     large = sorted(model.tables, key=lambda spec: -spec.rows * spec.dim)[:4]
-    shown = ", ".join(f"{s.name} {s.rows:,} x {s.dim} ({s.mode})" for s in large)
+    shown = ", ".join(
+        f"{s.name} {s.rows:,} x {s.dim} ({s.mode}{', bfloat16' * (s.dtype == 'bfloat16')})"
+        for s in large
+    )
     more = len(model.tables) - len(large)
     return f"tables {shown}" + (f" and {more} smaller" if more > 0 else "")
 

@@ -17,6 +17,7 @@ IN_BATCH, HARD = {"loss.candidates": "in_batch"}, {"loss.candidates": "hard"}
 POSITIVE, SMOOTHED = {"loss.correct_positive": True}, {"loss.label_smoothing": 0.1}
 UNCORRECTED, EXPLICIT = {"loss.correct_logq": False}, {"loss.candidates": "explicit"}
 BPR, DIAGNOSED, SPLIT = {"loss.name": "bpr"}, {"diagnostics.every": 5}, {"parallel.model": 2}
+MOMENTS = {"optim.moments_dtype": "bfloat16"}
 DROPPED, WEIGHED = {"model.item.id_dropout": 0.5}, {"examples.weight_power": 0.5}
 
 
@@ -53,6 +54,7 @@ DROPPED, WEIGHED = {"model.item.id_dropout": 0.5}, {"examples.weight_power": 0.5
         ({"diagnostics.every": -1}, "diagnostics.every=-1: it must not be negative"),
         ({"loss.name": "sofmax"}, "loss.name='sofmax'.* 'bpr'.*did you mean 'softmax'"),
         ({"loss.candidates": "in_bach"}, "'in_bach'.*'uniform'.*did you mean 'in_batch'"),
+        ({"tables.dtype": "float16"}, "tables.dtype='float16' is none of .*'bfloat16'"),
         ({"split.fit": "all"}, "split.fit='all' is none of .*'train_and_valid'"),
     ],
 )
@@ -135,6 +137,21 @@ def test_a_value_that_cannot_be_names_the_key(changes, message):
             TOWER | {"model.item.bias": True},
             "model.item.bias=True with model.item.side=tower: it is a number for each item",
             {"model.item.bias": False},
+        ),
+        (
+            {"tables.dtype": "bfloat16", "tables.mode": "dense"},
+            "tables.dtype=bfloat16 with tables.mode=dense: .* a gradient of its size",
+            {"tables.mode": "auto"},
+        ),
+        (
+            MOMENTS | {"tables.mode": "dense"},
+            "optim.moments_dtype=bfloat16 with tables.mode=dense",
+            {"tables.mode": "rows"},
+        ),
+        (
+            MOMENTS | {"optim.name": "sgd"},
+            "optim.moments_dtype=bfloat16 with optim.name=sgd: it keeps none",
+            {"optim.name": "row_adagrad"},
         ),
         (
             LAST_FIT | {"eval.patience": 3},

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from recjax import embedding
 from recjax.embedding import TableSpec, deduplicate, init_table, local_ids, lookup, lookup_sum
 
 TABLE = jnp.arange(24, dtype=jnp.float32).reshape(8, 3)
@@ -67,6 +68,38 @@ def test_a_new_table_is_normal_with_the_given_scale():
     table = init_table(jax.random.key(0), TableSpec("user_id", rows=500, dim=20, scale=0.1))
     assert table.shape == (500, 20) and table.dtype == jnp.float32
     np.testing.assert_allclose([table.mean(), table.std()], [0, 0.1], atol=2e-3)
+
+
+def test_a_large_table_is_normal_its_entries_independent_and_its_memory_its_own(monkeypatch):
+    monkeypatch.setattr(embedding, "LARGE", 10_000)
+    spec = TableSpec("item_id", rows=20_000, dim=16, scale=0.1)
+    draw = jax.jit(lambda key: init_table(key, spec)).lower(jax.random.key(0)).compile()
+    assert draw.memory_analysis().temp_size_in_bytes < 4 * spec.rows * 2
+    table = np.asarray(draw(jax.random.key(0)), np.float64) / 0.1
+    # Of 320,000 numbers: a mean of n has the deviation 1 / sqrt(n), n moments those of a normal.
+    np.testing.assert_allclose(table.mean(), 0, atol=4 / 566)
+    moments = [(table**n).mean() for n in (2, 3, 4)]
+    np.testing.assert_allclose(moments, [1, 0, 3], atol=0.08)
+    within, across = np.corrcoef(table.T) - np.eye(16), (table[1:] * table[:-1]).mean()
+    assert np.abs(within).max() < 5 / 141 and abs(across) < 4 / 566
+    assert len(np.unique(table[:, 0])) > 19_900
+    other = np.asarray(draw(jax.random.key(1)), np.float64) / 0.1
+    assert abs((table * other).mean()) < 4 / 566
+
+
+def test_a_large_table_is_the_same_split_over_devices_and_cut_to_fewer_rows(monkeypatch):
+    monkeypatch.setattr(embedding, "LARGE", 100)
+    mesh = Mesh(np.array(jax.devices()[:4]), ("model",), axis_types=(AxisType.Auto,))
+
+    def draw(rows, spec):
+        where = NamedSharding(mesh, spec)
+        table = TableSpec("item_id", rows=rows, dim=5)
+        return jax.jit(lambda key: init_table(key, table), out_shardings=where)(jax.random.key(0))
+
+    whole, split, fewer = draw(64, P()), draw(64, P("model")), draw(60, P())
+    assert {shard.data.shape for shard in split.addressable_shards} == {(16, 5)}
+    np.testing.assert_array_equal(split, whole)
+    np.testing.assert_array_equal(fewer, whole[:60])
 
 
 @settings(max_examples=50, deadline=None)

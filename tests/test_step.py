@@ -73,6 +73,7 @@ CASES = {
 OPTIMIZERS = {
     "sgd": {},
     "adagrad": {"optim__name": "adagrad", "optim__learning_rate": 0.1},
+    "row_adagrad": {"optim__name": "row_adagrad", "optim__learning_rate": 0.1},
     "adam": {"optim__name": "adam", "optim__learning_rate": 0.01, "optim__eps": 1e-4},
 }
 # Gradients agree to about 1e-8, and SGD and Adagrad (whose accumulator begins at 0.1) move an entry
@@ -80,7 +81,7 @@ OPTIMIZERS = {
 # eps = 100, so ten steps may differ by 1e-5 and a bit. With its usual eps of 1e-8 an entry whose
 # gradient is 0 but for rounding (the item tower's last bias, which shifts all logits alike) would
 # move by the whole learning rate, either way.
-TOLERANCE = {"sgd": 1e-5, "adagrad": 1e-5, "adam": 3e-5}
+TOLERANCE = {"sgd": 1e-5, "adagrad": 1e-5, "row_adagrad": 1e-5, "adam": 3e-5}
 
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -179,6 +180,7 @@ FAST = {
     ("hard", "sgd", SHARDED),
     ("sampled", "sgd", SHARDED),
     ("sampled_softmax", "adagrad", SHARDED),
+    ("sampled_softmax", "row_adagrad", SHARDED),
     ("sampled_softmax", "adam", SHARDED),
 }
 ONE_OPTIMIZER = {"in_batch_bpr", "mixed", "hard"}  # what is theirs is the gradient
@@ -218,10 +220,11 @@ def test_the_model_axis_splits_row_tables_and_the_head():
     assert rows_per_device(head.params["embedding"]["history"]) == {1.0}
     shared, _ = trained("shared_head", "sgd", SHARDED)  # histories need all of it everywhere
     assert rows_per_device(shared.params["embedding"]["head"]) == {1.0}
-    rows, _ = trained("sampled_softmax", "adagrad", SHARDED)
-    for name in ("head", "history", "user.country"):
-        assert rows_per_device(rows.tables[name]) == {0.5}
-        assert rows_per_device(rows.table_state[name]["accumulator"]) == {0.5}
+    for optimizer in ("adagrad", "row_adagrad"):
+        rows, _ = trained("sampled_softmax", optimizer, SHARDED)
+        for name in ("head", "history", "user.country"):
+            assert rows_per_device(rows.tables[name]) == {0.5}
+            assert rows_per_device(rows.table_state[name]["accumulator"]) == {0.5}
 
 
 @pytest.mark.parametrize("mapper", ["shard_map", "pmap"])
@@ -235,7 +238,8 @@ def test_a_second_step_compiles_nothing_and_takes_over_the_state(mapper):
 
 
 @pytest.mark.parametrize(
-    ("case", "optimizer"), [("sampled", "sgd"), ("sampled_softmax", "adagrad")]
+    ("case", "optimizer"),
+    [("sampled", "sgd"), ("sampled_softmax", "adagrad"), ("sampled_softmax", "row_adagrad")],
 )
 def test_tables_updated_by_rows_equal_dense_ones(case, optimizer):
     """In `sampled` a history shares the item's table, and history, bags and labels have padding."""

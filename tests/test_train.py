@@ -98,10 +98,14 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_the_last_good_checkpoi
     assert checkpoints_of(never_stopped("mf"), tmp_path)[0][0] == 5
 
 
-def test_parameters_that_are_no_numbers_are_not_saved(tmp_path):
+@pytest.mark.parametrize(
+    "changes", [{}, {"loss.candidates": "uniform", "tables.dtype": "bfloat16"}]
+)
+def test_parameters_that_are_no_numbers_are_not_saved(tmp_path, changes):
     huge = {"optim.learning_rate": 1e30, "optim.weight_decay": 1e30, "optim.name": "sgd"}
     with pytest.raises(DivergenceError, match="parameters became NaN or infinite at step 1"):
-        train(small_config("mf", **huge, **{"checkpoint.every": 1}), tmp_path, quiet=True)
+        config = small_config("mf", **huge, **changes, **{"checkpoint.every": 1})
+        train(config, tmp_path, quiet=True)
     assert not list((tmp_path / "checkpoints").glob("*/*"))
 
 

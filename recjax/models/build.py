@@ -83,7 +83,8 @@ def _table(name: str, rows: int, dim: int, corpus_wide: bool, tables: Config) ->
     mode = "rows" if by_rows and not corpus_wide else "dense"
     if mode == "rows":
         rows = -(-rows // ROW_MULTIPLE) * ROW_MULTIPLE
-    return TableSpec(name, rows, dim, mode, tables.init)
+    dtype = tables.dtype if mode == "rows" else "float32"
+    return TableSpec(name, rows, dim, mode, tables.init, dtype)
 
 
 def _check_width(tower: QueryTower | ItemTower, dims: dict[str, int], name: str) -> None:

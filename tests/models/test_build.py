@@ -19,6 +19,17 @@ def test_a_table_is_dense_where_the_whole_corpus_is_read_and_else_in_the_mode_as
     assert (found["history"], found["head"]) == (("dense", 51), ("rows", 64))
 
 
+@pytest.mark.parametrize("key", ["tables__dtype", "optim__moments_dtype"])
+def test_a_dtype_of_tables_in_mode_rows_needs_one(key):
+    changes = {key: "bfloat16", "tables__mode": "auto", "tables__rows_min": 1000}
+    name = f"config.{key.replace('__', '.')}=bfloat16: all tables of this model are dense"
+    with pytest.raises(ConfigError, match=name):
+        small_experiment("mf", **changes)
+    tables = small_experiment("mf", **changes | {"tables__rows_min": 40}).model.tables
+    rows = "bfloat16" if key == "tables__dtype" else "float32"
+    assert {t.name: t.dtype for t in tables} == {"user_id": rows, "head": "float32"}
+
+
 def test_an_id_alone_has_an_embedding_as_wide_as_the_output():
     dims = {t.name: t.dim for t in small_experiment("mf", model__dim=12).model.tables}
     assert dims == {"user_id": 12, "head": 12}
