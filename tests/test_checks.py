@@ -52,6 +52,8 @@ DROPPED, WEIGHED = {"model.item.id_dropout": 0.5}, {"examples.weight_power": 0.5
         ({"loss.hard_refresh": 0}, "loss.hard_refresh=0: it must be above 0"),
         ({"model.query.id_dropout": 1.0}, r"model.query.id_dropout=1.0: it must be in \[0, 1\)"),
         ({"diagnostics.every": -1}, "diagnostics.every=-1: it must not be negative"),
+        ({"profile.steps": -1}, "profile.steps=-1: it must not be negative"),
+        ({"profile.start": -1}, "profile.start=-1: it must not be negative"),
         ({"loss.name": "sofmax"}, "loss.name='sofmax'.* 'bpr'.*did you mean 'softmax'"),
         ({"loss.candidates": "in_bach"}, "'in_bach'.*'uniform'.*did you mean 'in_batch'"),
         ({"tables.dtype": "float16"}, "tables.dtype='float16' is none of .*'bfloat16'"),
