@@ -48,6 +48,13 @@ def test_every_number_of_bfloat16_stays_as_it_is():
     assert as_float32(numbers) is numbers and as_kept(numbers, "float32") is numbers
 
 
+def test_no_chance_makes_a_number_of_what_is_none():
+    nan = jnp.asarray([0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF], jnp.uint32)
+    nan_Mx3 = jnp.broadcast_to(jax.lax.bitcast_convert_type(nan, jnp.float32), (1000, 3))
+    rounded = round_randomly(nan_Mx3, jax.random.key(0), jnp.arange(1000))
+    assert np.isnan(as_float32(rounded)).all()
+
+
 def test_a_number_becomes_one_of_its_neighbours_and_their_mean_is_the_number():
     times = 20_000
     x_D = jax.random.normal(jax.random.key(1), (64,)) * jnp.logspace(-12, 6, 64)
