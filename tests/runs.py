@@ -21,6 +21,7 @@ from recjax import Run, load_config, train
 from recjax.checkpoint import Checkpointer
 from recjax.data.loader import Batches
 from recjax.experiment import make_experiment
+from recjax.processes import start_processes
 from recjax.run import train_until
 from tests.tiny import tiny_dataset
 
@@ -136,6 +137,13 @@ def slow_main(seconds):
 
     Batches.__call__ = make_slowly
     runpy.run_module("recjax.main", run_name="__main__")
+
+
+def train_in_turn(jobs, coordinator, count, process_id):
+    """Trains each (name of a config, overrides, workdir), as one of several processes."""
+    start_processes(coordinator, count, process_id)
+    for name, overrides, workdir in jobs:
+        train(small_config(name, **overrides), workdir, quiet=True)
 
 
 def main_on_a_full_disk(limit):

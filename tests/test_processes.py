@@ -18,6 +18,7 @@ from recjax.errors import ConfigError
 from recjax.processes import check_same, from_first, is_loss, largest, leave, start_processes
 from recjax.run import train
 from tests.runs import ROOT, checkpoints_of, flags_of, lines_of, small_config
+from tests.tiny import quickly_compiled
 
 # Adam would turn rounding in a gradient near zero into a whole step.
 MF = {"optim.name": "adagrad", "optim.learning_rate": 0.1, "checkpoint.every": 5}
@@ -30,6 +31,19 @@ TOWERS = {
     "checkpoint.keep": 9,
 }
 ALL_DEVICES = {"parallel.data": 0}
+# Few features and one validation, which compile in seconds.
+SHORT = {"eval.every": 20, "checkpoint.every": 20, "log.tensorboard": False}
+FEW = {"model.query.features": ("history", "age")}
+IN_TURN = {
+    "mf": MF | SHORT,
+    "two_tower": {
+        "loss.candidates": "in_batch",
+        "model.item.features": ("item_id", "categories"),
+        **FEW,
+        **SHORT,
+    },
+    "softmax": {"loss.candidates": "full", "optim.name": "adagrad", **FEW, **SHORT},
+}
 
 
 def start_all(count, words, slow=0.0, **last):
@@ -37,26 +51,32 @@ def start_all(count, words, slow=0.0, **last):
 
     `last` are config keys of the last process alone.
     """
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     call = ["-c", f"from tests.runs import slow_main as f; f({slow})"]
     words = [*(call if slow else ["-m", "recjax.main"]), *words]
-    where = [f"--coordinator=localhost:{port}", f"--num_processes={count}"] if count > 1 else []
+    where = [f"--coordinator={free_place()}", f"--num_processes={count}"] if count > 1 else []
     own = [[f"--process_id={i}"] if where else [] for i in range(count)]
     own[-1] += [f"--config.{key}={value}" for key, value in last.items()]
-    return [
-        subprocess.Popen(
-            [sys.executable, *words, *where, *own[i]],
-            cwd=ROOT,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(count)
-    ]
+    return [start([*words, *where, *own[i]]) for i in range(count)]
+
+
+def free_place():
+    """HOST:PORT for processes to meet at."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
+
+
+def start(words, **environment):
+    """Python with these words, as a process of one device."""
+    inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=inherited | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def ends_of(processes, timeout=120):
@@ -116,6 +136,31 @@ def test_four_stop_together_two_go_on_until_one_dies_and_the_other_ends_the_run(
     assert_near(tmp_path, train(small_config("mf", **MF), quiet=True))
     steps = [line["step"] for line in lines_of(tmp_path) if "train/loss" in line]
     assert steps == sorted(set(steps))
+
+
+def start_in_turn(count, folder):
+    """So many processes that train each of IN_TURN, into a folder of its name."""
+    jobs = [(name, keys | ALL_DEVICES, str(folder / name)) for name, keys in IN_TURN.items()]
+    call, place = "from tests.runs import train_in_turn as f; f(*{!r})", free_place()
+    quick = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return [start(["-c", call.format((jobs, place, count, i))], **quick) for i in range(count)]
+
+
+@pytest.mark.slow
+def test_two_and_four_processes_and_eight_devices_train_what_one_trains(tmp_path):
+    running = {count: start_in_turn(count, tmp_path / str(count)) for count in (2, 4)}
+    alone = {}
+    for name, keys in IN_TURN.items():
+        with quickly_compiled():
+            alone[name] = train(small_config(name, **keys), quiet=True)
+            eight = train(small_config(name, **keys | ALL_DEVICES), quiet=True)
+        assert eight.experiment.parallel.data == 8
+        assert_near(eight.workdir, alone[name])
+    for count, processes in running.items():
+        for status, _, errors in ends_of(processes):
+            assert status == 0, errors
+        for name, run in alone.items():
+            assert_near(tmp_path / str(count) / name, run)
 
 
 @pytest.mark.slow

@@ -223,9 +223,13 @@ def peak_bytes() -> int:
 
 def report(packages: Iterable[str], **result: Any) -> None:
     """Prints the line that `run.py` reads, with peak memory and the packages' versions."""
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    record = {**result, "peak_bytes": peak_bytes(), "versions": versions}
+    record = {**result, "peak_bytes": peak_bytes(), "versions": versions(packages)}
     print(RESULT + json.dumps(record), flush=True)
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """The installed version of each package."""
+    return {name: importlib.metadata.version(name) for name in packages}
 
 
 def machine() -> dict[str, Any]:

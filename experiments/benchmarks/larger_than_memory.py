@@ -15,10 +15,8 @@ them, and `peak` their sum at its largest. Linux only.
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -28,7 +26,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from experiments.benchmarks import harness
+from experiments.benchmarks.launch import ROOT
+
 CONFIG = ROOT / "configs" / "two_tower.py"
 PACKAGES = ("jax", "polars", "numpy")
 STAGES = ("generate", "prepared", "memory", "turns")
@@ -101,7 +103,7 @@ def _measure(flags: argparse.Namespace) -> dict[str, Any]:
         "prepared_bytes": sized,
         "prepared_over_memory": turns["prepared_over_memory"],
         "load": os.getloadavg(),
-        "machine": _machine(),
+        "machine": {**harness.machine(), **harness.versions(PACKAGES)},
         "runs": rows,
     }
 
@@ -258,7 +260,6 @@ def _settings(flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def _main_words(flags: argparse.Namespace) -> list[str]:
-    sys.path.insert(0, str(ROOT))
     from recjax.flags import override_words
 
     more = {
@@ -316,17 +317,6 @@ def _watch(process: subprocess.Popen, row: dict[str, Any]) -> None:
             if key in keys:
                 row[keys[key]] = max(row[keys[key]], int(value.split()[0]) * 1024)
         time.sleep(0.05)
-
-
-def _machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
-    }
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -18,13 +18,20 @@ ROOT = Path(__file__).resolve().parents[2]
 def run(
     command: Sequence[str], environment: Mapping[str, str], timeout: float = 1800.0
 ) -> dict[str, Any]:
-    """The result that a program printed, and `others`; or `error`, the last that it said.
+    """The last result that a program printed, and `others`; or `error`, the last that it said.
 
     Args:
       command: to be run in the root of the repository.
       environment: variables beside those of this process.
       timeout: seconds.
     """
+    return run_many(command, environment, timeout)[-1]
+
+
+def run_many(
+    command: Sequence[str], environment: Mapping[str, str], timeout: float = 1800.0
+) -> list[dict[str, Any]]:
+    """As `run`, all results that a program printed; one, `error`, where it failed."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     spent, ticks = _spent_seconds(), _machine_ticks()
     try:
@@ -32,13 +39,13 @@ def run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
         )
     except subprocess.TimeoutExpired:
-        return {"error": f"took more than {timeout:.0f} s"}
+        return [{"error": f"took more than {timeout:.0f} s"}]
     others = share_of_others(ticks, _machine_ticks(), _spent_seconds() - spent)
     lines = [line for line in done.stdout.splitlines() if line.startswith(RESULT)]
     if done.returncode or not lines:
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        return {"error": said[-1]}
-    return {**json.loads(lines[-1].removeprefix(RESULT)), "others": others}
+        return [{"error": said[-1]}]
+    return [{**json.loads(line.removeprefix(RESULT)), "others": others} for line in lines]
 
 
 def make_console() -> Console:

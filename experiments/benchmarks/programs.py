@@ -1,6 +1,10 @@
 """The programs that `run.py` runs: recjax's and the peers', for each case of each workload."""
 
 import dataclasses
+from collections.abc import Callable
+
+from experiments.benchmarks import flops
+from experiments.benchmarks.workload import Sizes
 
 # W4: seconds of training until this share of pairs is ranked rightly, of interactions that were
 # trained on (`accuracy`) and of others (`held_out`), where least squares gets no further than 0.81.
@@ -41,6 +45,7 @@ class Case:
       programs: recjax's first.
       words: arguments of all of them.
       smoke: whether a quick try runs it.
+      flops: what its maths needs for a unit (`flops.py`), by sizes and examples of a step.
     """
 
     workload: str
@@ -48,6 +53,7 @@ class Case:
     programs: tuple[Program, ...]
     words: tuple[str, ...] = ()
     smoke: bool = True
+    flops: Callable[[Sizes, int], float] | None = None
 
 
 def _torch(workload: str, *words: str, smoke: bool = False) -> Program:
@@ -96,22 +102,37 @@ CASES = (
             Program("Keras-RS", "peers.keras_rs_train", (), "keras_rs"),
         ),
         ("--steps=40",),
+        flops=lambda sizes, batch_size: flops.two_tower(batch_size),
     ),
-    Case("w2", "softmax, 50 k items", _w2("small"), ("--steps=30",)),
+    Case(
+        "w2",
+        "softmax, 50 k items",
+        _w2("small"),
+        ("--steps=30",),
+        flops=lambda sizes, _: flops.softmax(sizes.items),
+    ),
     Case(
         "w2",
         "softmax, 500 k items",
         _w2("big"),
         ("--items=big", "--warmup=4", "--steps=15"),
         smoke=False,
+        flops=lambda sizes, _: flops.softmax(sizes.big),
     ),
-    Case("w3", "sampled, 1,024 negatives", _w3(), ("--negatives=1024", "--steps=100")),
+    Case(
+        "w3",
+        "sampled, 1,024 negatives",
+        _w3(),
+        ("--negatives=1024", "--steps=100"),
+        flops=lambda sizes, _: flops.softmax(1024 + 1),
+    ),
     Case(
         "w3",
         "sampled, 8,192 negatives",
         _w3(),
         ("--negatives=8192", "--steps=40"),
         smoke=False,
+        flops=lambda sizes, _: flops.softmax(8192 + 1),
     ),
     Case(
         "w4",
@@ -135,5 +156,6 @@ CASES = (
             _rank("numpy"),
             _rank("tfrs", "tf"),
         ),
+        flops=lambda sizes, _: flops.ranking(sizes.corpus),
     ),
 )

@@ -1,6 +1,8 @@
 """Runs the benchmarks W1 to W5, recjax alone or beside its peers, and prints one table.
 
     python experiments/benchmarks/run.py --smoke
+    python experiments/benchmarks/run.py --scaling=items,rows
+    python experiments/benchmarks/run.py --larger_than_memory=100_000_000
     python experiments/benchmarks/peers/make_envs.py --envs=ENVS
     python experiments/benchmarks/run.py --peers --envs=ENVS --out=results.json
     python experiments/benchmarks/run.py --only=w1,w5 --peers --rounds=1
@@ -12,15 +14,26 @@ pairs is ranked rightly: 90 % of those trained on, 80 % of others. `others` is t
 machine that other processes took while a program ran: above 5 % nothing is to be trusted. Linux
 only.
 
+`gemm.py` measures the machine first: `of GEMM` is the rate of the operations that a workload's
+maths needs (`flops.py`), over that of a product of square matrices by JAX. W4 has none.
+
+`--scaling` and `--larger_than_memory` run the programs of these names instead, or, with `--only`,
+besides. `--smoke` runs everything small, two programs at a time: its figures mean nothing.
+
 `--hugepages=yes` starts every program with GLIBC_TUNABLES=glibc.malloc.hugetlb=1, so that large
 arrays lie in huge pages and fault less often; `both` runs every program with and without.
 """
 
 import argparse
+import functools
 import json
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +42,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from experiments.benchmarks import harness, launch, workload
+from experiments.benchmarks import gemm, harness, launch, scaling, workload
 from experiments.benchmarks.peers.make_envs import default_folder
 from experiments.benchmarks.programs import CASES, TARGETS, Case, Program
 
@@ -38,38 +51,63 @@ TOO_BUSY = 0.05
 
 
 def main() -> None:
-    """Runs what is asked for, prints a table and may write it as JSON."""
+    """Runs what is asked for, prints tables and may write them as JSON."""
     flags = parse()
-    cases = choose(flags.only, smoke=flags.smoke)
-    names = ["interactions", "labels_big", "labels_huge", "ranking"]
-    for name in names:
+    cases = choose(flags.only, smoke=flags.smoke) if flags.only is not None else []
+    for name in ("interactions", "labels_big", "labels_huge", "ranking") if cases else ():
         workload.load(flags.data, name, smoke=flags.smoke)
     progress = Console(stderr=True)
+    jobs: dict[str, Callable[[], Any]] = {}
+    if any(case.flops for case in cases):
+        jobs["floor"] = functools.partial(run_floor, flags)
+    for name, words in flags.scripts.items():
+        jobs[name] = functools.partial(run_script, name, words, flags.smoke)
+    for case in cases:
+        jobs[f"{case.workload} {case.name}"] = functools.partial(run_case, case, flags, progress)
+    if flags.smoke:
+        with ThreadPoolExecutor(2) as pool:
+            found = dict(zip(jobs, pool.map(lambda job: job(), jobs.values()), strict=True))
+    else:
+        found = {name: job() for name, job in jobs.items()}
+    floor = found.get("floor", {})
     rows = []
     for case in cases:
-        runs = run_case(case, flags, progress)
         for measure in TARGETS if case.workload == "w4" else ("",):
-            rows += summarize(case, runs, measure)
+            some = summarize(case, found[f"{case.workload} {case.name}"], measure)
+            add_share_of_gemm(some, case, workload.sizes_of(flags.smoke), floor.get("gemm"))
+            rows += some
+    scripts = {name: found[name] for name in flags.scripts}
     report = {
         "command": " ".join(["python", "experiments/benchmarks/run.py", *sys.argv[1:]]),
         "machine": harness.machine(),
         "rounds": flags.rounds,
         "smoke": flags.smoke,
+        "floor": floor,
         "rows": rows,
+        **scripts,
     }
     console = launch.make_console()
-    console.print(make_table(rows))
+    if "rows" in floor:
+        console.print(gemm.make_table(floor["rows"]))
+    if rows:
+        console.print(make_table(rows))
+    for name, one in {"gemm": floor, **scripts}.items():
+        console.print(one.pop("printed", ""), markup=False, highlight=False, end="")
+        if "error" in one:
+            console.print(f"{name} failed: {one['error']}", markup=False)
     print_notes(report, console)
     if flags.out:
         flags.out.write_text(json.dumps(report, indent=2) + "\n")
-    if any("error" in row for row in rows):
+    if any("error" in one for one in (floor, *rows, *scripts.values())):
         sys.exit(1)
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
-    """The options of the command line."""
+    """The options of the command line; `scripts` has the arguments of other programs by name."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--only", default="", help="workloads, with commas: w1,w5")
+    parser.add_argument("--only", help="workloads, with commas: w1,w5; default all")
+    parser.add_argument("--scaling", nargs="?", const=",".join(scaling.CURVES), help="curves")
+    parser.add_argument("--larger_than_memory", nargs="?", type=int, const=10_000_000, help="rows")
     parser.add_argument("--peers", "--peer", action="store_true", help="run the peers too")
     parser.add_argument("--programs", default="", help="labels of the table, with commas")
     parser.add_argument("--rounds", type=int, default=0, help="default 3; with --smoke 1")
@@ -82,9 +120,19 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     flags = parser.parse_args(words)
     flags.rounds = flags.rounds or (1 if flags.smoke else 3)
     known = {case.workload for case in CASES}
-    unknown = set(filter(None, flags.only.split(","))) - known
-    if unknown:
+    if flags.only and set(flags.only.split(",")) - known:
         parser.error(f"--only={flags.only}: workloads are {', '.join(sorted(known))}")
+    if flags.only is None and flags.scaling is None and flags.larger_than_memory is None:
+        flags.only = ""
+        if flags.smoke:
+            flags.scaling, flags.larger_than_memory = ",".join(scaling.CURVES), 100_000
+    flags.scripts = {}
+    if flags.scaling is not None:
+        curves = f"--curves={flags.scaling}", f"--seconds={flags.seconds}"
+        scaling.parse(list(curves))
+        flags.scripts["scaling"] = curves
+    if flags.larger_than_memory is not None:
+        flags.scripts["larger_than_memory"] = (f"--rows={flags.larger_than_memory}",)
     flags.data, flags.envs = flags.data.absolute(), flags.envs.absolute()
     return flags
 
@@ -117,6 +165,25 @@ def run_case(case: Case, flags: argparse.Namespace, progress: Console) -> dict[s
                 where = f"{case.workload} {case.name}, {label}, round {number + 1}"
                 progress.print(f"{where}: {_short(found)}", highlight=False)
     return runs
+
+
+def run_floor(flags: argparse.Namespace) -> dict[str, Any]:
+    """The result that `gemm.py` printed; or `error`."""
+    command = [sys.executable, "-m", "experiments.benchmarks.gemm", *["--smoke"] * flags.smoke]
+    return launch.run(command, {"GLIBC_TUNABLES": HUGE_PAGES} if flags.hugepages == "yes" else {})
+
+
+def run_script(name: str, words: tuple[str, ...], smoke: bool) -> dict[str, Any]:
+    """What a program of this folder wrote to its `--out`, and `printed`; or `error`."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.json"
+        command = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), *words]
+        command += [f"--out={out}", *["--smoke"] * smoke]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        report = json.loads(out.read_text()) if out.exists() else {}
+    if done.returncode:
+        report["error"] = f"{name} ended with {done.returncode}"
+    return {**report, "printed": done.stdout}
 
 
 def run_program(
@@ -177,6 +244,23 @@ def summarize(case: Case, runs: dict[str, list[dict]], measure: str = "") -> lis
     return rows
 
 
+def add_share_of_gemm(
+    rows: list[dict[str, Any]], case: Case, sizes: workload.Sizes, gemm_flops: float | None
+) -> None:
+    """Adds `of_gemm`: what the maths needs, at a row's rate, over what the machine multiplies.
+
+    Args:
+      rows: of `summarize`.
+      case: whose rows these are; nothing is added where it has no count.
+      sizes: of the workload.
+      gemm_flops: operations a second of a product of square matrices; None where not measured.
+    """
+    for row in rows:
+        if case.flops and gemm_flops and "value" in row:
+            needed = case.flops(sizes, row["runs"][0].get("batch_size", 0))
+            row["of_gemm"] = needed * row["value"] / gemm_flops
+
+
 def seconds_to(points: list[dict[str, float]], measure: str, target: float) -> float | None:
     """Seconds of training until a measure was reached; None if it never was."""
     return next((p["seconds"] for p in points if p[measure] >= target), None)
@@ -192,6 +276,7 @@ def make_table(rows: list[dict[str, Any]]) -> Table:
         "low - high",
         "unit",
         "of best peer",
+        "of GEMM",
         "CPU ms",
         "loss: first",
         "later",
@@ -218,6 +303,7 @@ def make_table(rows: list[dict[str, Any]]) -> Table:
             spread,
             row["unit"],
             f"{row['of_best_peer']:.2f}" if "of_best_peer" in row else "",
+            f"{row['of_gemm']:.2f}" if "of_gemm" in row else "",
             f"{row['cpu_ms_per_unit']:.3f}" if "cpu_ms_per_unit" in row else "",
             f"{row['first_loss']:.3f}" if "first_loss" in row else "",
             row.get("later", ""),
@@ -244,7 +330,9 @@ def print_notes(report: dict[str, Any], console: Console) -> None:
     told = ", ".join(f"{name} {' '.join(sorted(v))}" for name, v in sorted(versions.items()))
     console.print(told, highlight=False)
     busy = [row for row in report["rows"] if row.get("others", 0) > TOO_BUSY]
-    if busy:
+    if report["smoke"]:
+        console.print("small sizes, two programs at a time: the figures mean nothing")
+    elif busy:
         console.print(
             f"[bold]warning:[/] other processes took up to {max(r['others'] for r in busy):.0%} of "
             f"the machine during {len(busy)} of {len(report['rows'])} rows: do not trust them"

@@ -6,13 +6,14 @@
 | curve | what grows | settings |
 |---|---|---|
 | items | items of the corpus | exact softmax (B 512), 1,024 log-uniform negatives (B 1024), and ranking the 100 best for 256 queries |
-| rows | rows of a table of d 64 that a batch of 4,096 reads | sgd, adagrad, adam, row by row; adagrad dense |
+| rows | rows of a table of d 64 that a batch of 4,096 reads | sgd, adagrad, row_adagrad, adam, row by row; adagrad dense |
 | batch | examples of a step of two towers, in-batch softmax | |
 | history | interactions that the query tower reads | |
 | devices | fake CPU devices that share the cores: what splitting costs | data, model |
 
 Every point is a process of its own, on uniformly random interactions; peak memory is that of the
-whole process. Each point is the median of three windows. Linux only.
+whole process. Each point is the median of three windows. `--smoke` tries one point of each setting,
+all in one process. Linux only.
 """  # noqa: E501
 
 import argparse
@@ -38,15 +39,15 @@ CURVES = {
     "devices": (1, 2, 4, 8),
 }
 SMOKE = {
-    "items": (1_000, 4_000),
-    "rows": (1_000, 4_000),
-    "batch": (64, 128),
-    "history": (1, 5),
-    "devices": (1, 2),
+    "items": (1_000,),
+    "rows": (1_000,),
+    "batch": (64,),
+    "history": (5,),
+    "devices": (2,),
 }
 SETTINGS = {
     "items": ("softmax", "log_uniform", "rank"),
-    "rows": ("sgd", "adagrad", "adam", "adagrad dense"),
+    "rows": ("sgd", "adagrad", "row_adagrad", "adam", "adagrad dense"),
     "batch": ("in_batch",),
     "history": ("past",),
     "devices": ("data", "model"),
@@ -60,8 +61,8 @@ def main() -> None:
     """Measures every point, and prints a table for each curve."""
     flags = parse()
     if flags.one:
-        curve, setting, value = flags.one
-        measure(curve, setting, int(value), flags)
+        for curve, setting, value in flags.one:
+            measure(curve, setting, int(value), flags)
         return
     rows = measure_all(flags)
     for curve in flags.curves:
@@ -82,9 +83,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser = harness.make_parser(__doc__)
     parser.add_argument("--curves", default=",".join(CURVES), help="names, with commas")
     parser.add_argument("--out", type=Path, help="a JSON file to write")
-    parser.add_argument(
-        "--one", nargs=3, metavar=("CURVE", "SETTING", "VALUE"), help=argparse.SUPPRESS
-    )
+    parser.add_argument("--one", nargs=3, action="append", help=argparse.SUPPRESS)
     flags = parser.parse_args(words)
     flags.curves = flags.curves.split(",")
     for curve in flags.curves:
@@ -97,13 +96,16 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def measure_all(flags: argparse.Namespace) -> list[dict[str, Any]]:
     """Every point of the curves asked for, each in a process of its own."""
-    return [
-        _in_process(curve, setting, value, flags)
+    points = [
+        (curve, setting, value)
         for curve in flags.curves
         for setting in SETTINGS[curve]
         for value in (SMOKE if flags.smoke else CURVES)[curve]
         if value <= MOST.get(setting, value)
     ]
+    if flags.smoke:
+        return _in_process(points, flags)
+    return [row for point in points for row in _in_process([point], flags)]
 
 
 def measure(curve: str, setting: str, value: int, flags: argparse.Namespace) -> None:
@@ -115,6 +117,7 @@ def measure(curve: str, setting: str, value: int, flags: argparse.Namespace) -> 
         _measure_ranking(value, flags)
         return
     config, sizes, overrides = _point(curve, setting, value, small=flags.smoke)
+    overrides = {"parallel.data": 1, "parallel.model": 1, **overrides}
     experiment = datasets.build(config, make_dataset(**sizes), **overrides)
     datasets.time_training(experiment, flags, began)
 
@@ -228,8 +231,7 @@ def _point(
         sizes["users"] = count // (20 if small else 1000)
         towers |= {"examples.history_length": value, "examples.min_history": value}
     else:
-        split = {"data": 1, "model": 1, setting: value}
-        towers |= {f"parallel.{axis}": size for axis, size in split.items()}
+        towers[f"parallel.{setting}"] = value
     return "two_tower.py", sizes, towers
 
 
@@ -252,17 +254,25 @@ def _measure_ranking(num_items: int, flags: argparse.Namespace) -> None:
     harness.report(PACKAGES, **harness.time_steps(rank, flags, block))
 
 
-def _in_process(curve: str, setting: str, value: int, flags: argparse.Namespace) -> dict[str, Any]:
-    point: dict[str, Any] = {"curve": curve, "setting": setting, "value": value}
-    command = [sys.executable, "-m", "experiments.benchmarks.scaling", "--one"]
-    command += [curve, setting, str(value), f"--windows={flags.windows}"]
-    command += [f"--seconds={flags.seconds}", f"--warmup={flags.warmup}"]
-    command += ["--smoke"] * flags.smoke
-    devices = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={value}"}
-    found = launch.run(command, devices if curve == "devices" else {})
-    if "error" not in found:
-        found["ms"] = 1e3 * found["batch_size"] / statistics.median(found["rates"])
-    return {**found, **point}  # a result has a curve of its own: of its losses
+def _in_process(points: list[tuple[str, str, int]], flags: argparse.Namespace) -> list[dict]:
+    """A row for each point, all measured in one process."""
+    command = [sys.executable, "-m", "experiments.benchmarks.scaling"]
+    for curve, setting, value in points:
+        command += ["--one", curve, setting, str(value)]
+    command += [f"--windows={flags.windows}", f"--seconds={flags.seconds}"]
+    command += [f"--warmup={flags.warmup}", *["--smoke"] * flags.smoke]
+    devices = max([value for curve, _, value in points if curve == "devices"], default=1)
+    fake = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    found = launch.run_many(command, fake if devices > 1 else {})
+    if "error" in found[0]:
+        found *= len(points)
+    rows = []
+    for (curve, setting, value), result in zip(points, found, strict=True):
+        row: dict[str, Any] = {**result, "curve": curve, "setting": setting, "value": value}
+        if "error" not in row:
+            row["ms"] = 1e3 * row["batch_size"] / statistics.median(row["rates"])
+        rows.append(row)  # a result has a curve of its own, of its losses
+    return rows
 
 
 if __name__ == "__main__":

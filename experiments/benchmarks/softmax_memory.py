@@ -13,10 +13,8 @@ is. Linux only.
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,8 +23,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from experiments.benchmarks import harness
+from experiments.benchmarks.launch import ROOT
+
 LOSSES = ("recjax", "plain")
-CONFIG = Path(__file__).parents[2] / "configs" / "mf.py"
+CONFIG = ROOT / "configs" / "mf.py"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 MEGABYTE = 1e6
 
@@ -54,7 +57,8 @@ def main() -> None:
         "batch_size": flags.batch_size,
         "dim": flags.dim,
         "steps": flags.steps,
-        "machine": _machine(),
+        "machine": {**harness.machine(), **harness.versions(PACKAGES)},
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
         "rows": rows,
     }
     _print(report)
@@ -193,18 +197,6 @@ def _available_bytes() -> int:
     raise KeyError("MemAvailable")
 
 
-def _machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
-        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
-    }
-
-
 def _print(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -225,7 +217,7 @@ def _print(report: dict[str, Any]) -> None:
         table.add_row(*cells, f"{row['seconds'] * 1e3:,.1f}")
     console = Console()
     console.print(table)
-    console.print(", ".join(f"{key} {value}" for key, value in report["machine"].items() if value))
+    console.print(", ".join(f"{key} {value}" for key, value in report["machine"].items()))
 
 
 if __name__ == "__main__":

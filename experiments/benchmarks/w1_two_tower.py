@@ -16,6 +16,8 @@ What differs: a candidate that is the example's own label is masked (peers keep 
 have no floor of 1e-6, the user table is updated by rows and the others densely (`tables.mode` is
 `auto`), tables begin normally distributed with the peers' deviation, layers as Flax does (LeCun),
 tables of categories have two rows more, and the order of the examples is recjax's.
+
+The maths of an example needs 6 B d + 6 (weights of both towers) operations: `flops.two_tower`.
 """
 
 import time

@@ -7,6 +7,9 @@ log of their expected count, and a negative that is the label is left out. The n
 with replacement, as in the torch program; TensorFlow draws them without, so that its loss begins
 elsewhere. recjax ranks items by how often they are labels, where peers take an item's id for its
 rank. The head's bias is a dense parameter. Else as in `w1_two_tower.py` and `w2_softmax.py`.
+
+The maths of an example needs 6 (K + 1) d + 6 (weights of the tower) operations, of K negatives:
+`flops.softmax`.
 """
 
 import time

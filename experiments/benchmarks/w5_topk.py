@@ -5,6 +5,8 @@
 Matrix factorisation whose vectors are the workload's, ranked as evaluation and recommending do: a
 batch of queries and the items they have seen go to `Scorer.ranker`, one batch ahead of the one that
 is fetched. Queries are looked up by user, and what was seen is gathered on the host, in the timing.
+
+The maths of a query needs 2 n d operations: `flops.ranking`.
 """
 
 import collections

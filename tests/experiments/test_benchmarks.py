@@ -4,12 +4,23 @@ import json
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from experiments.benchmarks import datasets, harness, launch, programs, run, scaling, workload
+from experiments.benchmarks import (
+    datasets,
+    flops,
+    gemm,
+    harness,
+    launch,
+    programs,
+    run,
+    scaling,
+    workload,
+)
 from tests.runs import ROOT
 
 FOLDER = ROOT / "experiments" / "benchmarks"
@@ -166,14 +177,14 @@ def test_a_program_that_fails_is_named_with_what_it_said_last():
 
 
 def test_a_point_of_a_curve_is_measured_in_a_process_and_compared_with_the_first(monkeypatch):
+    monkeypatch.setitem(scaling.CURVES, "history", (1, 5))
     rates = {"1": [10.0, 20.0, 30.0], "5": [5.0, 10.0, 15.0]}
 
     def run_it(command, environment):
-        return printed(rates[command[command.index("--one") + 3]], batch_size=64)
+        return [printed(rates[command[command.index("--one") + 3]], batch_size=64)]
 
-    monkeypatch.setattr(scaling.launch, "run", run_it)
-    flags = scaling.parse(["--smoke", "--curves=history"])
-    rows = scaling.measure_all(flags)
+    monkeypatch.setattr(scaling.launch, "run_many", run_it)
+    rows = scaling.measure_all(scaling.parse(["--curves=history"]))
     assert [(row["curve"], row["value"], row["ms"]) for row in rows] == [
         ("history", 1, 3200.0),
         ("history", 5, 6400.0),
@@ -182,11 +193,100 @@ def test_a_point_of_a_curve_is_measured_in_a_process_and_compared_with_the_first
     assert list(table.columns[3].cells) == ["1.00", "2.00"]
 
 
+def test_a_quick_try_takes_every_setting_in_one_process_of_two_devices(monkeypatch):
+    asked = []
+
+    def run_it(command, environment):
+        asked.append(environment)
+        return [{"error": "no room"}]
+
+    monkeypatch.setattr(scaling.launch, "run_many", run_it)
+    rows = scaling.measure_all(scaling.parse(["--smoke"]))
+    assert asked == [{"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}]
+    settings = [(curve, one) for curve, of in scaling.SETTINGS.items() for one in of]
+    assert [(row["curve"], row["setting"]) for row in rows] == settings
+    assert all(row["error"] == "no room" for row in rows)
+
+
+def test_the_operations_of_the_maths_are_counted_by_hand():
+    counts = {}
+    for case in programs.CASES:
+        if case.flops:
+            counts[case.name] = case.flops(workload.FULL, 4096)
+    query, item = 164 * 256 + 256 * 128 + 128 * 64, 131 * 256 + 256 * 128 + 128 * 64
+    assert counts == {
+        "two-tower, in-batch": 6 * 64 * 4096 + 6 * query + 6 * item,
+        "softmax, 50 k items": 6 * 64 * 50_000 + 6 * query,
+        "softmax, 500 k items": 6 * 64 * 500_000 + 6 * query,
+        "sampled, 1,024 negatives": 6 * 64 * 1025 + 6 * query,
+        "sampled, 8,192 negatives": 6 * 64 * 8193 + 6 * query,
+        "top 100 of 100 k": 2 * 64 * 100_000,
+    }
+
+
+def test_the_towers_that_are_counted_are_those_that_are_trained(arrays):
+    experiment = datasets.build(
+        "two_tower.py",
+        datasets.make_dataset(arrays),
+        **{
+            "examples.history_length": 0,
+            "examples.min_history": 0,
+            "model.dim": workload.DIM,
+            "model.feature_dim": workload.FEATURE_DIM,
+            "model.query.features": (*datasets.USER_FEATURES, "watched"),
+            "model.query.hidden": workload.HIDDEN,
+            "model.item.features": datasets.ITEM_FEATURES,
+            "model.item.hidden": workload.HIDDEN,
+            "loss.candidates": "in_batch",
+        },
+    )
+    params = {k: v for k, v in experiment.abstract_state.params.items() if k != "embedding"}
+    kernels = sum(leaf.size for leaf in jax.tree.leaves(params) if leaf.ndim == 2)
+    assert flops.two_tower(0) == 6 * kernels
+
+
+def test_a_rate_is_compared_with_that_of_the_machine_s_products():
+    one, none = (
+        programs.Case("w9", "a case", (), flops=count)
+        for count in (lambda sizes, batch_size: sizes.users + batch_size, None)
+    )
+    sizes = workload.SMOKE._replace(users=6)
+    runs = {"recjax": [printed([50.0], batch_size=4)], "broken": [{"error": "no such thing"}]}
+    for case, gemm_flops, share in ((one, 1000.0, 0.5), (one, None, None), (none, 1000.0, None)):
+        rows = run.summarize(case, runs)
+        run.add_share_of_gemm(rows, case, sizes, gemm_flops)
+        assert [row.get("of_gemm") for row in rows] == [share, None]
+        cells = {column.header: list(column.cells) for column in run.make_table(rows).columns}
+        assert cells["of GEMM"][0] == ("0.50" if share else "")
+
+
+def test_the_floor_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gemm", "--smoke"])
+    gemm.main()
+    result = json.loads(capsys.readouterr().out.partition(harness.RESULT)[2])
+    whats = [row["what"] for row in result["rows"]]
+    assert whats[: len(gemm.shapes(smoke=True))] == list(gemm.shapes(smoke=True))
+    assert whats[-5:] == ["copy", "gather", "scatter-add", "gather", "scatter-add"]
+    assert result["gemm"] == 1e9 * result["rows"][0]["best"]
+    assert all(row["best"] >= row["median"] > 0 for row in result["rows"])
+    assert gemm.shapes(smoke=False)["product"] == (2048, 2048, 2048)
+
+
 def test_options_are_checked(capsys):
     flags = run.parse(["--only=w1,w5", "--peer", "--smoke"])
-    assert flags.peers and flags.rounds == 1
+    assert flags.peers and flags.rounds == 1 and not flags.scripts
     assert {case.workload for case in run.choose(flags.only, smoke=True)} == {"w1", "w5"}
     assert run.parse([]).rounds == 3
+    assert run.parse(["--smoke"]).scripts.keys() == {"scaling", "larger_than_memory"}
+    alone = run.parse(["--scaling=items,rows", "--larger_than_memory"])
+    assert alone.only is None
+    assert alone.scripts == {
+        "scaling": ("--curves=items,rows", "--seconds=3.0"),
+        "larger_than_memory": ("--rows=10000000",),
+    }
+    with pytest.raises(SystemExit):
+        run.parse(["--scaling=moon"])
+    assert "'moon'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run.parse(["--only=w9"])
     assert "w1, w2, w3, w4, w5" in capsys.readouterr().err
@@ -233,12 +333,16 @@ def test_two_towers_train_on_histories_of_their_own(arrays, result_of, quick_com
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [["run.py", "--only=w1,w4"], ["scaling.py", "--curves=history"]])
-def test_the_scripts_run(words, folder, tmp_path):
+def test_everything_runs_through_one_script(folder, tmp_path):
     out = tmp_path / "out.json"
-    data = [f"--data={folder}"] if words[0] == "run.py" else []
-    command = [sys.executable, str(FOLDER / words[0]), *words[1:], *data, "--smoke", f"--out={out}"]
+    words = ["--only=w1,w4", "--scaling=history,devices", "--larger_than_memory", "--smoke"]
+    command = [sys.executable, str(FOLDER / "run.py"), *words, f"--data={folder}", f"--out={out}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = json.loads(out.read_text())["rows"]
-    assert rows and not any("error" in row for row in rows)
+    report = json.loads(out.read_text())
+    assert [row["workload"] for row in report["rows"]] == ["w1", "w4", "w4"]
+    assert [row["curve"] for row in report["scaling"]["rows"]] == ["history", "devices", "devices"]
+    assert report["larger_than_memory"]["rows"] == 100_000
+    assert report["floor"]["gemm"] > 0 and "of_gemm" in report["rows"][0]
+    for title in ("the machine's floor", "of GEMM", "history", "prepared over memory"):
+        assert title in done.stdout
