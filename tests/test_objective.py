@@ -12,6 +12,8 @@ from recjax.candidates import Candidates, Draw
 from recjax.objective import own_items
 from tests.tiny import host_arrays, host_batch, tiny_experiment, variables_of, whole_state
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(3)
 NUM_ITEMS = 51
 MF = {

@@ -9,6 +9,8 @@ import pytest
 from recjax.scoring import Scorer
 from tests.tiny import tiny_experiment, variables_of, whole_state
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 CASES = {
     "softmax": {"config": "softmax", "model__item__bias": True},
     "two towers": {"model__temperature": 0.5},

@@ -11,6 +11,8 @@ from recjax.embedding import lookup, lookup_sum
 from recjax.models.retrieval import unit
 from tests.tiny import host_arrays, host_batch, tiny_experiment, variables_of, whole_state
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 NUM_ITEMS = 51
 ROWS = {"loss__candidates": "uniform", "tables__mode": "rows"}
 CASES = {

@@ -9,6 +9,8 @@ from recjax.data.encode import FeatureSpec
 from recjax.models.dropout import ExampleDropout, IdDropout
 from recjax.models.towers import ACTIVATIONS, QueryTower
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 X = jnp.asarray(np.random.default_rng(0).standard_normal((4, 3)), jnp.float32)
 SPEC = (FeatureSpec("x", "dense", width=3),)
 INDEX = jnp.arange(4)
