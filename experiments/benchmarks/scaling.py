@@ -6,7 +6,7 @@
 | curve | what grows | settings |
 |---|---|---|
 | items | items of the corpus | exact softmax (B 512), 1,024 log-uniform negatives (B 1024), and ranking the 100 best for 256 queries |
-| rows | rows of a table of d 64 that a batch of 4,096 reads | sgd, adagrad, row_adagrad, adam, row by row; adagrad dense |
+| rows | rows of a table of d 64 that a batch of 4,096 reads | matrix factorisation with 64 negatives: sgd, adagrad, row_adagrad, adam, row by row; adagrad dense; and two towers over ids, in-batch softmax (adagrad, row by row) |
 | batch | examples of a step of two towers, in-batch softmax | |
 | history | interactions that the query tower reads | |
 | devices | fake CPU devices that share the cores: what splitting costs | data, model |
@@ -47,7 +47,7 @@ SMOKE = {
 }
 SETTINGS = {
     "items": ("softmax", "log_uniform", "rank"),
-    "rows": ("sgd", "adagrad", "row_adagrad", "adam", "adagrad dense"),
+    "rows": ("sgd", "adagrad", "row_adagrad", "adam", "adagrad dense", "two towers"),
     "batch": ("in_batch",),
     "history": ("past",),
     "devices": ("data", "model"),
@@ -196,7 +196,9 @@ def _point(
             },
         )
     if curve == "rows":
-        sizes |= {"users": value, "items": 1000}
+        sizes["users"] = value
+    if curve == "rows" and setting != "two towers":
+        sizes["items"] = 1000
         name, _, mode = setting.partition(" ")
         return (
             "mf.py",
@@ -224,7 +226,11 @@ def _point(
         "train.batch_size": 64 if small else 1024,
         **_ADAGRAD,
     }
-    if curve == "batch":
+    if curve == "rows":
+        towers |= {"train.batch_size": 64 if small else 4096, "model.feature_dim": 64}
+        towers |= {"examples.history_length": 0, "examples.min_history": 0}
+        towers["model.query.features"] = ("user_id",)
+    elif curve == "batch":
         towers["train.batch_size"] = value
     elif curve == "history":
         # Users with enough of a past that histories are full.
