@@ -110,6 +110,7 @@ def test_a_notebook_runs_as_documented(path, tmp_path):
     files = set(tmp_path.rglob("*.*"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     environment.pop("XLA_FLAGS", None)  # the eight devices of the tests
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # programs are compiled in half the time
     done = subprocess.run(
         [sys.executable, "-m", "jupyter", "execute", "--inplace", str(copy)],
         env=environment,
