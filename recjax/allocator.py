@@ -1,6 +1,7 @@
 """How the process gets its memory on CPU, where fresh pages cost more than much arithmetic."""
 
 import ctypes
+import functools
 import os
 import platform
 
@@ -10,6 +11,7 @@ _NEVER, _AT_A_TIME = -1, 2**26
 _MADV_HUGEPAGE, _HUGE_PAGE = 14, 2**21
 
 
+@functools.cache
 def keep_freed_memory() -> bool:
     """Makes glibc keep large blocks that are freed, so that the next step writes to the same pages.
 
