@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from recjax.allocator import prefer_huge_pages
 from recjax.candidates import CandidateSource, make_source
 from recjax.checks import check_config, check_tables, draws
 from recjax.config import Config
@@ -131,7 +132,9 @@ class Experiment:
 
     def init_state(self) -> TrainState:
         """The state before the first step, on the devices."""
-        return self._compiled_init(np.uint32(self.config.seed), self.arrays)
+        state = self._compiled_init(np.uint32(self.config.seed), self.arrays)
+        prefer_huge_pages(state)
+        return state
 
     def with_seed(self, seed: int) -> "Experiment":
         """The same experiment under another seed; all that is loaded or compiled is shared.

@@ -1,11 +1,14 @@
-"""Memory that was freed is written to again, and lies in huge pages where there are any."""
+"""Memory that was freed is written to again; large arrays lie in huge pages."""
 
 import pathlib
 import platform
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import pytest
+
+from recjax.allocator import prefer_huge_pages
 
 pytestmark = pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's"
@@ -13,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 # Prints the page faults of writing 32 MB for the first time, and of writing as much once more
 # after they were freed.
 FAULTS = """
-import ctypes, resource, sys, threading
+import ctypes, resource, sys
 from recjax.allocator import keep_freed_memory
 
 if "kept" in sys.argv:
@@ -30,17 +33,8 @@ def count():
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
-def twice():
-    count()
-    count()
-
-
-if "thread" in sys.argv:
-    thread = threading.Thread(target=twice)
-    thread.start()
-    thread.join()
-else:
-    twice()
+count()
+count()
 """
 HUGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -51,13 +45,26 @@ def faults(*how):
     return [int(line) for line in out.split()]
 
 
-@pytest.mark.parametrize("where", ["main", "thread"])
-def test_freed_pages_are_used_again(where):
-    assert faults(where)[1] > 10 * max(faults("kept", where)[1], 1)
+def test_freed_pages_are_used_again():
+    assert faults()[1] > 10 * max(faults("kept")[1], 1)
 
 
-@pytest.mark.skipif(
-    not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="no huge pages here"
-)
-def test_fresh_memory_comes_in_huge_pages():
-    assert faults()[0] > 10 * max(faults("kept")[0], 1)
+@pytest.mark.skipif(not HUGE_PAGES.exists(), reason="no huge pages here")
+def test_a_large_array_is_to_lie_in_huge_pages():
+    array = jnp.ones(2**23)
+    assert "hg" not in flags_at(array.unsafe_buffer_pointer() + 2**22)
+    prefer_huge_pages({"small": jnp.ones(3), "large": array})
+    assert "hg" in flags_at(array.unsafe_buffer_pointer() + 2**22)
+
+
+def flags_at(address):
+    """What the kernel knows of the mapping around an address."""
+    inside = False
+    for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
+        name, *words = line.split()
+        if not name.endswith(":"):
+            start, end = (int(part, 16) for part in name.split("-"))
+            inside = start <= address < end
+        elif inside and name == "VmFlags:":
+            return words
+    raise AssertionError("mapped nowhere")
