@@ -1,5 +1,6 @@
 """Compiled programs kept on disk: what one process has compiled, the next one reads."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -23,30 +24,35 @@ def keep_compiled_programs(folder: str | None = None) -> pathlib.Path | None:
     A program is machine code for one processor: each kind of machine has a subfolder of its own.
     Where the folder cannot be written, that is one warning, and programs are compiled anew. It acts
     on the whole process and starts JAX's devices, so commands call it, and no library function
-    does. The least recently read programs go where all together exceed 1 GiB.
+    does. The least recently read programs go where all together exceed 1 GiB now. What JAX cannot
+    read, such as a program half written when its process was killed, it compiles anew.
 
     Args:
-      folder: '' for none; None for `recjax/compiled` in the user's cache. Whoever sets
-        JAX_COMPILATION_CACHE_DIR has chosen: nothing is changed then.
+      folder: '' for none; None for `recjax/compiled` in the user's cache. Where
+        JAX_COMPILATION_CACHE_DIR is set, it goes before any folder: nothing is changed then.
 
     Returns:
-      The subfolder; None where nothing was changed.
+      The subfolder; None where none was chosen.
     """
-    if folder == "" or _VARIABLE in os.environ:
+    if folder == "":
+        jax.config.update("jax_compilation_cache_dir", None)
         return None
-    root = _user_cache() if folder is None else pathlib.Path(folder).expanduser().absolute()
-    path = root / machine_kind()
+    if _VARIABLE in os.environ:
+        return None
+    path = pathlib.Path(folder or "~/.cache")
     try:
+        root = _user_cache() if folder is None else path.expanduser().absolute()
+        path = root / machine_kind()
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
         _prune(root, _MOST_BYTES)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter where no home is known
         logging.warning(
             "%s cannot be written (%s): programs are compiled anew. --compilation_cache=DIR names "
             "another folder, --compilation_cache= none",
             path,
-            error.strerror,
+            error,
         )
         return None
     jax.config.update("jax_compilation_cache_dir", str(path))
@@ -82,7 +88,10 @@ def _processor() -> str:
 
 def _prune(root: pathlib.Path, most_bytes: int) -> None:
     """Removes the programs that were read or written longest ago, until the others fit."""
-    files = [(file.stat(), file) for file in root.glob("*-jax*/*-cache")]
+    files = []
+    for file in root.glob("*-jax*/*-cache"):
+        with contextlib.suppress(FileNotFoundError):  # another process prunes too
+            files.append((file.stat(), file))
     excess = sum(stat.st_size for stat, _ in files) - most_bytes
     for stat, file in sorted(files, key=lambda each: max(each[0].st_atime, each[0].st_mtime)):
         if excess <= 0:

@@ -65,9 +65,8 @@ def lookup(
     num_rows = len(table_RxD)
     if axis is not None:
         ids = local_ids(ids, num_rows, axis)
-    rows = as_float32(table_RxD.at[jnp.maximum(ids, 0)].get(mode="clip"))
-    # A product, which XLA on CPU shares among the cores together with the gather: 4 times as fast.
-    return sum_over(rows * (ids >= 0).astype(rows.dtype)[..., None], axis)
+    rows = table_RxD.at[jnp.where(ids < 0, num_rows, ids)].get(mode="fill", fill_value=0)
+    return sum_over(as_float32(rows), axis)
 
 
 def lookup_sum(

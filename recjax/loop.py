@@ -16,6 +16,7 @@ import rich.console
 from absl import logging as absl_logging
 from jaxtyping import Array
 
+from recjax.allocator import prefer_huge_pages
 from recjax.checkpoint import Checkpointer
 from recjax.data.loader import make_batches
 from recjax.diagnostics import EstimatorError
@@ -113,11 +114,7 @@ class Loop:
             console=rich.console.Console(quiet=True) if quiet else None,
         )
         profiler = self._make_profiler()
-        with (
-            progress,
-            contextlib.closing(profiler),
-            contextlib.closing(self.batches()) as batches,
-        ):
+        with progress, profiler, contextlib.closing(self.batches()) as batches:
             self.begin(progress)
             alone = experiment.parallel.is_one_process
             while not self.is_over:
@@ -125,7 +122,7 @@ class Loop:
                 if self._told_to_stop or (asked and alone):
                     self.stop(state)
                     return None
-                profiler.before(self.step, state)
+                self._seconds += profiler.before(self.step, state)
                 with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
                     with jax.profiler.TraceAnnotation(WAIT):
                         host_batch = next(batches)
@@ -212,6 +209,7 @@ class Loop:
         if restored is None:
             return self._experiment.init_state()
         step, state, record = restored
+        prefer_huge_pages(state)
         self.step = step
         self._best = _Best(**record["best"])
         if step and step == self._best.step:  # its own checkpoint may not have been completed

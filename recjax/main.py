@@ -34,7 +34,7 @@ _COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache",
     None,
     "Folder for compiled programs, which later runs read; empty for none. Default: one in the "
-    "user's cache. JAX_COMPILATION_CACHE_DIR goes before it.",
+    "user's cache, or JAX_COMPILATION_CACHE_DIR, which goes before any other.",
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "HOST:PORT of process 0, for several processes that train one run."

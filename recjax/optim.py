@@ -139,7 +139,7 @@ def make_row_optimizer(optim: Any, total_steps: int) -> RowOptimizer:
         ids_M = jnp.where(ids_M < num_rows, ids_M, num_rows + jnp.arange(len(ids_M)))
 
         def rows(of_RxD: Array) -> Array:
-            found = of_RxD.at[ids_M].get(mode="clip", unique_indices=True)
+            found = of_RxD.at[ids_M].get(mode="fill", fill_value=0, unique_indices=True)
             return as_float32(found)
 
         def written(of_RxD: Array, new_MxD: Array, name: str) -> Array:

@@ -57,14 +57,27 @@ class StepProfiler:
         self._began: float | None = None
         self._taken = 0
 
-    def before(self, step: int, state: PyTree) -> None:
-        """Begins the trace where `step` steps have been taken and the next is the first in it."""
-        if self._start == step < self._stop:
-            jax.block_until_ready(state)
-            options = ProfileOptions()
-            options.python_tracer_level = 0  # which slows the host down, and fills the trace
+    def before(self, step: int, state: PyTree) -> float:
+        """Begins the trace where `step` steps have been taken and the next is the first in it.
+
+        Returns:
+          Seconds that it took to begin, which are none of the steps'.
+
+        Raises:
+          CheckpointError: the trace cannot begin: another one is under way in this process.
+        """
+        if not self._start == step < self._stop:
+            return 0.0
+        jax.block_until_ready(state)
+        called = time.perf_counter()
+        options = ProfileOptions()
+        options.python_tracer_level = 0  # which slows the host down, and fills the trace
+        try:
             jax.profiler.start_trace(self._folder, profiler_options=options)
-            self._began = time.perf_counter()
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(f"{self._folder}: no trace can begin: {error}") from error
+        self._began = time.perf_counter()
+        return self._began - called
 
     def after(self, step: int, state: PyTree) -> float:
         """Ends the trace where the last step in it, the `step`-th, has been dispatched.
@@ -83,8 +96,19 @@ class StepProfiler:
         self.close()
         return time.perf_counter() - ended
 
-    def close(self) -> None:
+    def __enter__(self) -> "StepProfiler":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         """Ends the trace, with fewer steps, if the run ended within it."""
+        try:
+            self.close()
+        except CheckpointError:
+            if error is None:  # else that one is what must be told
+                raise
+
+    def close(self) -> None:
+        """Ends the trace and writes the table, if it has begun."""
         if self._began is None:
             return
         seconds, self._began = time.perf_counter() - self._began, None

@@ -109,8 +109,13 @@ class Scorer:
         Args:
           variables: of the model.
           arrays: the encoder's, on the device.
-          mask_N: the items that may be ranked, of which there must be some.
+          mask_N: the items that may be ranked.
+
+        Raises:
+          ValueError: there are none.
         """
+        if not mask_N.any():
+            raise ValueError("mask_N names no item that may be ranked")
         if self.parallel is not None and not self.parallel.is_one_device:
             return self._on_shards.ranker(variables, arrays, mask_N)
         item_C = np.flatnonzero(mask_N).astype(np.int32)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import rich.console
 
+from recjax.allocator import prefer_huge_pages
 from recjax.checkpoint import Checkpointer
 from recjax.config import Config
 from recjax.cost import COST
@@ -223,6 +224,7 @@ def _train_together(
             batches = stack.enter_context(contextlib.closing(loops[seed].batches()))
             lanes.append(_Lane(loops[seed], batches))
         state = parallel.stack([states[seed] for seed in seeds])
+        prefer_huge_pages(state)
         del states
         train_step = parallel.compile_many(first.step)
         while left := _places_left(lanes):
