@@ -113,15 +113,14 @@ def test_what_was_read_longest_ago_goes_first(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_gives_the_same_result_from_what_it_compiled_before(tmp_path, no_variable):
-    (tmp_path / "file").write_text("")
     kept = []
-    for number, folder in enumerate(("cache", "cache", "file")):
+    for number in range(2):
         workdir = tmp_path / str(number)
-        words = [*flags_of("mf", workdir), f"--compilation_cache={tmp_path / folder}"]
+        words = [*flags_of("mf", workdir), f"--compilation_cache={tmp_path / 'cache'}"]
         process = start_main(*words)
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0
-        assert errors.count("cannot be written") == (folder == "file")
+        assert "cannot be written" not in errors
         assert_same_run(workdir, never_stopped("mf"))
         kept.append({file.name for file in (tmp_path / "cache").glob("*/*-cache")})
-    assert kept[0] == kept[1] == kept[2] and any("train_step" in name for name in kept[0])
+    assert kept[0] == kept[1] and any("train_step" in name for name in kept[0])

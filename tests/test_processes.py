@@ -36,7 +36,6 @@ ALL_DEVICES = {"parallel.data": 0}
 SHORT = {"eval.every": 20, "checkpoint.every": 20, "log.tensorboard": False}
 FEW = {"model.query.features": ("history", "age")}
 IN_TURN = {
-    "mf": MF | SHORT,
     "two_tower": {
         "loss.candidates": "in_batch",
         "model.item.features": ("item_id", "categories"),
