@@ -135,14 +135,22 @@ def deduplicate(
 ) -> tuple[Int[Array, "M"], Float[Array, "M D"]]:
     """Each id once, with the sum of its gradients; `num_rows` and zeros elsewhere.
 
-    The ids that are left are in rising order, with `num_rows` in between where an id came more than
-    once. Ids outside [0, num_rows), such as -1, are dropped.
+    As many are returned as ids are given, at most `num_rows`. The ids that are left are in rising
+    order, with `num_rows` in between. Ids outside [0, num_rows), such as -1, are dropped.
 
     Args:
-        ids: of each use [B, L], which differ in B and L; M in all.
+        ids: of each use [B, L], which differ in B and L.
         grads: of each use [B, D]: row b is the gradient at each of the ids of row b.
         num_rows: of the table.
     """
+    if sum(ids_BxL.size for ids_BxL in ids) >= num_rows:  # no sort, and no more than num_rows
+        sums_RxD = jnp.zeros((num_rows, grads[0].shape[1]), grads[0].dtype)
+        is_there_R = jnp.zeros(num_rows, bool)
+        for ids_BxL, grads_BxD in zip(ids, grads, strict=True):
+            sums_RxD = add_to_rows(sums_RxD, ids_BxL, grads_BxD)
+            known = jnp.where(ids_BxL < 0, num_rows, ids_BxL)
+            is_there_R = is_there_R.at[known].set(True, mode="drop")
+        return jnp.where(is_there_R, jnp.arange(num_rows), num_rows), sums_RxD
     ids_M = jnp.concatenate([ids_BxL.reshape(-1) for ids_BxL in ids])
     is_row_M = (ids_M >= 0) & (ids_M < num_rows)
     sorted_M = jnp.sort(jnp.where(is_row_M, ids_M, num_rows))
