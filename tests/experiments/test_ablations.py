@@ -43,17 +43,13 @@ def test_every_arm_of_a_sweep_has_a_legal_config_on_each_data_set(name):
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", SWEEPS)
-def test_the_first_and_the_last_arm_of_a_sweep_train(name, tmp_path):
+def test_the_last_arm_of_a_sweep_trains(name, tmp_path):
     sweep = smoke(name)
-    ends = dataclasses.replace(
-        sweep,
-        arms=(sweep.arms[0], sweep.arms[-1]),
-        trials=(sweep.trials[0], sweep.trials[-1]),
-    )
-    done = run_sweep(ends, tmp_path, workers=0, quiet=True)
-    assert [result.error for result in done] == ["", ""]
+    end = dataclasses.replace(sweep, arms=sweep.arms[-1:], trials=sweep.trials[-1:])
+    done = run_sweep(end, tmp_path, workers=0, quiet=True)
+    assert [result.error for result in done] == [""]
     names = [arm.name for arm in load_results([tmp_path]).arms]
-    assert names == [arm.name for arm in ends.arms]
+    assert names == [arm.name for arm in end.arms]
 
 
 @pytest.mark.slow
