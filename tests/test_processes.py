@@ -1,5 +1,6 @@
 """Several processes train one run: what one would have got, whoever dies on the way."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -148,28 +149,22 @@ def start_in_turn(count, folder):
 
 @pytest.mark.slow
 def test_two_and_four_processes_and_eight_devices_train_what_one_trains(tmp_path):
-    running = {count: start_in_turn(count, tmp_path / str(count)) for count in (2, 4)}
-    try:
-        compare_with_one(running, tmp_path)
-    finally:
+    with contextlib.ExitStack() as stack:
+        running = {count: start_in_turn(count, tmp_path / str(count)) for count in (2, 4)}
         for process in itertools.chain(*running.values()):
-            process.kill()
-
-
-def compare_with_one(running, tmp_path):
-    """That what each count of processes leaves is what one leaves, and eight devices too."""
-    alone = {}
-    for name, keys in IN_TURN.items():
-        with quickly_compiled():
-            alone[name] = train(small_config(name, **keys), quiet=True)
-            eight = train(small_config(name, **keys | ALL_DEVICES), quiet=True)
-        assert eight.experiment.parallel.data == 8
-        assert_near(eight.workdir, alone[name])
-    for count, processes in running.items():
-        for status, _, errors in ends_of(processes, timeout=280):
-            assert status == 0, errors
-        for name, run in alone.items():
-            assert_near(tmp_path / str(count) / name, run)
+            stack.callback(process.kill)
+        alone = {}
+        for name, keys in IN_TURN.items():
+            with quickly_compiled():
+                alone[name] = train(small_config(name, **keys), quiet=True)
+                eight = train(small_config(name, **keys | ALL_DEVICES), quiet=True)
+            assert eight.experiment.parallel.data == 8
+            assert_near(eight.workdir, alone[name])
+        for count, processes in running.items():
+            for status, _, errors in ends_of(processes, timeout=280):
+                assert status == 0, errors
+            for name, run in alone.items():
+                assert_near(tmp_path / str(count) / name, run)
 
 
 @pytest.mark.slow
