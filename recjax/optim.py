@@ -17,9 +17,9 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from recjax.collectives import sum_over
-from recjax.embedding import deduplicate, local_ids
+from recjax.embedding import deduplicate, local_ids, take
 from recjax.errors import ConfigError
-from recjax.rounding import Stored, as_float32, as_kept, round_randomly
+from recjax.rounding import Stored, as_kept, round_randomly
 
 Schedule = Callable[[Any], Array]
 
@@ -139,8 +139,7 @@ def make_row_optimizer(optim: Any, total_steps: int) -> RowOptimizer:
         ids_M = jnp.where(ids_M < num_rows, ids_M, num_rows + jnp.arange(len(ids_M)))
 
         def rows(of_RxD: Array) -> Array:
-            found = of_RxD.at[ids_M].get(mode="fill", fill_value=0, unique_indices=True)
-            return as_float32(found)
+            return take(of_RxD, ids_M, unique=True)
 
         def written(of_RxD: Array, new_MxD: Array, name: str) -> Array:
             if of_RxD.dtype == jnp.uint16:
