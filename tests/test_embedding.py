@@ -11,7 +11,10 @@ from recjax import embedding
 from recjax.embedding import TableSpec, deduplicate, init_table, local_ids, lookup, lookup_sum
 
 TABLE = jnp.arange(24, dtype=jnp.float32).reshape(8, 3)
+WIDE = jnp.arange(512, dtype=jnp.float32).reshape(8, 64)  # of those `take` has a branch for
 IDS = jnp.asarray([[0, -1, 7], [3, 3, -1]], jnp.int32)
+
+each_width = pytest.mark.parametrize("table", [TABLE, WIDE], ids=["3", "64"])
 
 
 def on_four_devices(function, in_specs, out_specs):
@@ -21,16 +24,28 @@ def on_four_devices(function, in_specs, out_specs):
     )
 
 
-def test_lookup_gives_rows_and_zeros_for_padding():
-    rows = lookup(TABLE, IDS)
-    assert rows.shape == (2, 3, 3)
-    np.testing.assert_array_equal(rows[0], [[0, 1, 2], [0, 0, 0], [21, 22, 23]])
-    np.testing.assert_array_equal(rows[1], [[9, 10, 11], [9, 10, 11], [0, 0, 0]])
+@each_width
+def test_lookup_gives_rows_and_zeros_for_padding(table):
+    rows = lookup(table, IDS)
+    assert rows.shape == (2, 3, table.shape[1])
+    zero = np.zeros(table.shape[1])
+    np.testing.assert_array_equal(rows[0], [table[0], zero, table[7]])
+    np.testing.assert_array_equal(rows[1], [table[3], table[3], zero])
+    np.testing.assert_array_equal(lookup(table, jnp.full(2, -1)), [zero, zero])
 
 
-def test_the_gradient_of_lookup_counts_each_use_and_no_padding():
-    grad = jax.grad(lambda table: lookup(table, IDS).sum())(TABLE)
+@each_width
+def test_what_is_no_number_stays_in_its_row(table):
+    rows = lookup(table.at[0].set(jnp.nan).at[7].set(jnp.inf), IDS)
+    assert np.isnan(rows[0, 0]).all() and np.isposinf(rows[0, 2]).all()
+    np.testing.assert_array_equal(rows[[0, 1], [1, 2]], np.zeros((2, table.shape[1])))
+
+
+@each_width
+def test_the_gradient_of_lookup_counts_each_use_and_no_padding(table):
+    grad = jax.grad(lambda table: lookup(table, IDS).sum())(table)
     np.testing.assert_array_equal(grad[:, 0], [1, 0, 0, 2, 0, 0, 0, 1])
+    np.testing.assert_array_equal(grad[:, -1], grad[:, 0])
 
 
 def test_a_sum_of_rows_and_its_gradient_are_those_of_the_rows_looked_up():
@@ -49,12 +64,13 @@ def test_a_sum_of_rows_never_holds_them_on_cpu():
     assert memory.temp_size_in_bytes < 512 * 200 * 64 * 4 / 10
 
 
+@each_width
 @pytest.mark.parametrize("look_up", [lookup, lookup_sum])
-def test_a_table_split_over_four_devices_gives_the_same_rows(look_up):
+def test_a_table_split_over_four_devices_gives_the_same_rows(look_up, table):
     run = on_four_devices(
         lambda table, ids: look_up(table, ids, axis="model"), (P("model"), P()), P()
     )
-    np.testing.assert_array_equal(run(TABLE, IDS), look_up(TABLE, IDS))
+    np.testing.assert_array_equal(run(table, IDS), look_up(table, IDS))
 
 
 def test_local_ids_are_rows_of_the_shard():
