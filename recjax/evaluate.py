@@ -1,6 +1,5 @@
 """Ranks the whole corpus for every query and measures the result."""
 
-import collections
 import dataclasses
 import io
 import os
@@ -16,10 +15,11 @@ from recjax import slices as slices_lib
 from recjax.baselines import Ranker
 from recjax.errors import DataError, DivergenceError
 from recjax.files import write_file
+from recjax.ranking import RankedQueries, in_batches, rank_batches
 
 
 @runtime_checkable
-class Queries(Protocol):
+class Queries(RankedQueries, Protocol):
     """What evaluation asks of its queries (see `recjax.data`): one per user who has targets."""
 
     @property
@@ -50,14 +50,6 @@ class Queries(Protocol):
     @property
     def user_in_training_Q(self) -> np.ndarray:
         """Whether the user has training interactions."""
-        ...
-
-    def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """What a model is given for these queries."""
-        ...
-
-    def seen(self, rows: np.ndarray, policy: str) -> np.ndarray:
-        """Items to be removed from each query's list [len(rows), S], padded with -1."""
         ...
 
 
@@ -103,7 +95,7 @@ def evaluate(
     user_ids_U: np.ndarray | None = None,
     samples: int = 1000,
     seed: int = 0,
-    in_flight: int = 1,
+    at_once: int = 1,
 ) -> Evaluation:
     """Ranks and measures all queries of a part.
 
@@ -123,8 +115,7 @@ def evaluate(
       user_ids_U: ids of the users, for `per_query`; positions where None.
       samples: bootstrap samples; 0 for no intervals.
       seed: seed of the bootstrap.
-      in_flight: batches left unfetched while the next is prepared and dispatched. 0 where
-        fake CPU devices run collectives, which deadlock when queued.
+      at_once: how many batches are ranked at once, as `recjax.ranking.rank_batches` has it.
 
     Raises:
       DataError: the part has no queries.
@@ -136,7 +127,22 @@ def evaluate(
     served_Q = np.ones(queries.size, bool) if servable_Q is None else servable_Q
     allowed_N = corpus_mask_N & rankable_mask_N
     top_QxK = np.full((queries.size, max(ks)), -1, np.int32)
-    _rank_all(queries, score_top_k, np.flatnonzero(served_Q), seen, batch_size, in_flight, top_QxK)
+    lists = rank_batches(
+        score_top_k,
+        queries,
+        in_batches(np.flatnonzero(served_Q), batch_size),
+        top_QxK.shape[1],
+        seen=seen,
+        batch_size=batch_size,
+        at_once=at_once,
+    )
+    for rows, scores_BxK, ids_BxK in lists:
+        if not np.isfinite(scores_BxK[ids_BxK >= 0]).all():
+            raise DivergenceError(
+                "evaluation: a score is NaN or infinite; the model has diverged: lower "
+                "optim.learning_rate or resume from an earlier checkpoint"
+            )
+        top_QxK[rows] = ids_BxK
     _check_items(top_QxK, allowed_N, part)
 
     metrics_Q = metrics_lib.ranking_metrics(
@@ -189,41 +195,6 @@ def protocol_record(
         "not_scored": "queries and targets that the model cannot score are misses",
         "denominators": dict(metrics_lib.DENOMINATORS),
     }
-
-
-def _rank_all(
-    queries: Queries,
-    score_top_k: Ranker,
-    served: np.ndarray,
-    seen: str,
-    batch_size: int,
-    in_flight: int,
-    top_QxK: np.ndarray,
-) -> None:
-    """Fills in the lists of the served queries; host work overlaps with the device's."""
-    pending: collections.deque[tuple[np.ndarray, Any, Any]] = collections.deque()
-
-    def fetch() -> None:
-        rows, scores, ids = pending.popleft()
-        scores, ids = np.asarray(scores)[: len(rows)], np.asarray(ids)[: len(rows)]
-        if not np.isfinite(scores[ids >= 0]).all():
-            raise DivergenceError(
-                "evaluation: a score is NaN or infinite; the model has diverged: lower "
-                "optim.learning_rate or resume from an earlier checkpoint"
-            )
-        top_QxK[rows] = ids
-
-    for start in range(0, len(served), batch_size):
-        rows = served[start : start + batch_size]
-        filled = np.concatenate([rows, np.full(batch_size - len(rows), rows[0])])
-        scores, ids = score_top_k(
-            queries.batch(filled), queries.seen(filled, seen), top_QxK.shape[1]
-        )
-        pending.append((rows, scores, ids))
-        while len(pending) > in_flight:
-            fetch()
-    while pending:
-        fetch()
 
 
 def _check_items(top_QxK: np.ndarray, allowed_N: np.ndarray, part: str) -> None:

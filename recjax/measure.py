@@ -5,10 +5,13 @@ import math
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from recjax.baselines import Ranker, oracle_ranker, popularity_ranker, random_ranker
 from recjax.evaluate import Evaluation, evaluate, protocol_record
 from recjax.experiment import Experiment
 from recjax.files import write_file
+from recjax.ranking import Lists, RankedQueries, in_batches, rank_batches
 
 PyTree = Any
 
@@ -43,6 +46,29 @@ def model_ranker(experiment: Experiment, variables: PyTree) -> Ranker:
     """Ranks what the model can score of the corpus."""
     mask_N = experiment.corpus_mask_N & experiment.rankable_mask_N
     return experiment.scorer.ranker(variables, experiment.arrays, mask_N)
+
+
+def rank_all(
+    experiment: Experiment,
+    variables: PyTree,
+    queries: RankedQueries,
+    rows: np.ndarray,
+    k: int,
+    seen: str,
+) -> Lists:
+    """The model's lists for these rows of the queries, each of which it can serve."""
+    size = experiment.config.eval.batch_size
+    lists = rank_batches(
+        model_ranker(experiment, variables),
+        queries,
+        in_batches(rows, size),
+        k,
+        seen=seen,
+        batch_size=size,
+        at_once=experiment.parallel.rankings_at_once,
+    )
+    none = Lists(np.zeros(0, np.int64), np.zeros((0, k), np.float32), np.zeros((0, k), np.int32))
+    return Lists(*(np.concatenate(parts) for parts in zip(none, *lists, strict=True)))
 
 
 def evaluate_model(
@@ -85,7 +111,7 @@ def evaluate_ranker(
         "batch_size": config.batch_size,
         "samples": config.bootstrap,
         "rankable_mask_N": experiment.corpus_mask_N,
-        "in_flight": experiment.parallel.steps_in_flight - 1,
+        "at_once": experiment.parallel.rankings_at_once,
     }
     return evaluate(
         experiment.queries(part, history_length),

@@ -23,6 +23,7 @@ from recjax.processes import num_processes
 DATA, MODEL = "data", "model"
 ROW_MULTIPLE = 64  # sharded tables have a multiple of this many rows, on any number of devices
 WHOLE, BY_DATA, BY_MODEL = P(), P(DATA), P(MODEL)
+_MOST_RANKINGS = 8  # each holds a tile of scores, 32 MB on CPU
 STOP = "stop"  # in the batch and the metrics: how many devices are asked to stop
 
 _PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
@@ -117,6 +118,16 @@ class Parallel:
     def steps_in_flight(self) -> int:
         """How many steps may be queued: several collective steps on CPU devices deadlock."""
         return 1 if self.is_cpu and not self.is_one_device else 2
+
+    @property
+    def rankings_at_once(self) -> int:
+        """How many batches may be ranked at once, each by a thread of its own.
+
+        More devices than one must all start their collectives in one order.
+        """
+        if not self.is_one_device:
+            return 1
+        return min(os.cpu_count() or 1, _MOST_RANKINGS) if self.is_cpu else 2
 
     def specs(self, state: PyTree, sharded: Collection[str]) -> PyTree:
         """A PartitionSpec per leaf: leaves under a table's name in `sharded` split their rows."""

@@ -21,7 +21,7 @@ from recjax.errors import CheckpointError, ConfigError, DataError
 from recjax.evaluate import Evaluation
 from recjax.experiment import Experiment, load_data, make_experiment
 from recjax.loop import restore_best, variables_of
-from recjax.measure import evaluate_model, model_ranker, protocol_of
+from recjax.measure import evaluate_model, protocol_of, rank_all
 from recjax.processes import check_shared, is_first
 from recjax.summary import describe, report
 from recjax.train import check_workdir, train_experiment
@@ -92,17 +92,8 @@ class Run:
         user_Q = self._users(user_ids)
         queries = self._queries(user_Q)
         served = np.flatnonzero(self.experiment.serves(queries))
-        rank = model_ranker(self.experiment, self.variables)
-        size = self.config.eval.batch_size
-        scores, items = [], []
-        for start in range(0, len(served), size):
-            rows = served[start : start + size]
-            filled = np.resize(rows, size)
-            found = rank(queries.batch(filled), queries.seen(filled, seen), k)
-            scores.append(np.asarray(found[0])[: len(rows)])
-            items.append(np.asarray(found[1])[: len(rows)])
-        item_M = np.concatenate(items).reshape(-1) if items else np.zeros(0, np.int32)
-        score_M = np.concatenate(scores).reshape(-1) if scores else np.zeros(0, np.float32)
+        lists = rank_all(self.experiment, self.variables, queries, served, k, seen)
+        item_M, score_M = lists.ids_BxK.reshape(-1), lists.scores_BxK.reshape(-1)
         there = item_M >= 0
         columns = {
             "user": np.repeat(dataset.users.ids[user_Q[served]], k)[there],

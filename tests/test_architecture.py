@@ -20,7 +20,7 @@ LAYERS = (
     {"recjax.cost", "recjax.measure", "recjax.profiling", "recjax.projector"},
     {"recjax.experiment"},
     {"recjax.step", "recjax.evaluate", "recjax.scoring", "recjax.diagnostics", "recjax.checks"},
-    {"recjax.scoring_sharded", "recjax.layout"},
+    {"recjax.scoring_sharded", "recjax.layout", "recjax.ranking"},
     {"recjax.objective"},
     {"recjax.corpus"},
     {"recjax.models", "recjax.losses", "recjax.optim", "recjax.baselines", "recjax.tables"},

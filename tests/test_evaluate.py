@@ -131,10 +131,10 @@ def assert_equals_brute_force(got: Evaluation, want: pl.DataFrame):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 11, 64])
-@pytest.mark.parametrize("in_flight", [0, 1, 3])
-def test_equals_a_brute_force_evaluation(batch_size, in_flight):
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_equals_a_brute_force_evaluation(batch_size, at_once):
     queries = make_queries()
-    got = run(queries, batch_size=batch_size, in_flight=in_flight)
+    got = run(queries, batch_size=batch_size, at_once=at_once)
     assert_equals_brute_force(got, brute_force(queries))
     assert set(queries.calls) == {batch_size}
 

@@ -43,6 +43,8 @@ def test_several_fake_devices_take_one_step_at_a_time():
     assert make_parallel("shard_map", 8, 1, 16).steps_in_flight == 1
     assert make_parallel("pmap", 8, 1, 16).steps_in_flight == 1
     assert make_parallel("shard_map", 1, 1, 16).steps_in_flight == 2
+    assert make_parallel("shard_map", 8, 1, 16).rankings_at_once == 1
+    assert 1 <= make_parallel("shard_map", 1, 1, 16).rankings_at_once <= 8
 
 
 def test_named_tables_are_split_and_all_else_is_whole():

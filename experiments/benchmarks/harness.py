@@ -156,7 +156,7 @@ class Accuracy:
 
 
 def time_ranking(
-    rank: Callable[[int, int], np.ndarray | None],
+    rank: Callable[[int, int], np.ndarray],
     flags: argparse.Namespace,
     arrays: Arrays,
     k: int,
@@ -164,9 +164,9 @@ def time_ranking(
 ) -> dict[str, Any]:
     """Queries a second of `rank(start, end)`, the best k items of these queries, checked first.
 
-    A first pass over all queries warms it up, and its first block is compared with NumPy's answer;
-    later calls may answer for an earlier block, while their own is under way. Then each window goes
-    on through the queries in blocks; a short last one is left out.
+    A first pass over all queries warms it up, and its first block is compared with NumPy's answer.
+    Then each window goes on through the queries in blocks, round after round; a short last block is
+    left out. A program may have begun with the next blocks before it is asked for them.
     """
     began = time.perf_counter()
     blocks = [(s, s + block) for s in range(0, len(arrays["queries"]) - block + 1, block)]

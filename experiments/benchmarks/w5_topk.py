@@ -2,14 +2,14 @@
 
     python -m experiments.benchmarks.w5_topk [--block=256] [--smoke]
 
-Matrix factorisation whose vectors are the workload's, ranked as evaluation and recommending do: a
-batch of queries and the items they have seen go to `Scorer.ranker`, one batch ahead of the one that
-is fetched. Queries are looked up by user, and what was seen is gathered on the host, in the timing.
+Matrix factorisation whose vectors are the workload's, ranked as evaluation and recommending do, by
+`rank_batches`: as many batches at once as there are cores. Queries are looked up by user, and what
+was seen is gathered on the host, in the timing.
 
 The maths of a query needs 2 n d operations: `flops.ranking`.
 """
 
-import collections
+import itertools
 import time
 
 import numpy as np
@@ -18,6 +18,7 @@ from experiments.benchmarks import datasets, harness, workload
 from recjax.data.dataset import Dataset, Interactions, Table
 from recjax.data.schema import Schema
 from recjax.data.split import TEST, TRAIN, VALID
+from recjax.ranking import rank_batches
 
 
 def main() -> None:
@@ -45,17 +46,21 @@ def main() -> None:
     params["embedding"] = {"user_id": arrays["queries"], "head": head}
     every = np.ones(len(arrays["items"]), bool)
     variables = experiment.parallel.replicate({"params": params})
-    rank = experiment.scorer.ranker(variables, experiment.arrays, every)
-    queries = experiment.queries("test")
-    pending: collections.deque = collections.deque()
+    blocks = range(0, len(arrays["queries"]) - flags.block + 1, flags.block)
+    lists = rank_batches(
+        experiment.scorer.ranker(variables, experiment.arrays, every),
+        experiment.queries("test"),
+        itertools.cycle(np.arange(start, start + flags.block) for start in blocks),
+        workload.TOP_K,
+        seen="known",
+        batch_size=flags.block,
+        at_once=experiment.parallel.rankings_at_once,
+    )
 
-    def ids(start: int, end: int) -> np.ndarray | None:
-        asked = np.arange(start, end)
-        seen = queries.seen(asked, "known")
-        pending.append(rank(queries.batch(asked), seen, workload.TOP_K)[1])
-        # The first answer is checked, so it must be of the first block.
-        ahead = experiment.parallel.steps_in_flight - 1 if start else 0
-        return np.asarray(pending.popleft()) if len(pending) > ahead else None
+    def ids(start: int, end: int) -> np.ndarray:
+        found = next(lists)  # of the same blocks in the same order
+        assert (found.rows[0], found.rows[-1] + 1) == (start, end)
+        return found.ids_BxK
 
     setup = time.perf_counter() - began
     result = harness.time_ranking(ids, flags, arrays, workload.TOP_K, flags.block)

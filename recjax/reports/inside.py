@@ -11,7 +11,7 @@ from recjax.data.dataset import Bag, Categorical, Dataset, Dense
 from recjax.data.queries import EvalQueries
 from recjax.errors import CheckpointError, ConfigError, DataError
 from recjax.extras import require
-from recjax.measure import model_ranker
+from recjax.measure import rank_all
 from recjax.reports.collect import Result
 from recjax.reports.drawing import GREY, Figure, Spec
 from recjax.run import Run, load_run
@@ -266,14 +266,8 @@ def _users(run: Run) -> str:
 def _ranked(run: Run, queries: EvalQueries, rows: np.ndarray) -> np.ndarray:
     """The lists [Q, K] that the test measured, to its largest k."""
     config = run.config.eval
-    rank = model_ranker(run.experiment, run.variables)
-    found = []
-    for start in range(0, len(rows), config.batch_size):
-        part = rows[start : start + config.batch_size]
-        filled = np.resize(part, config.batch_size)
-        _, items = rank(queries.batch(filled), queries.seen(filled, config.seen), max(config.ks))
-        found.append(np.asarray(items)[: len(part)])
-    return np.concatenate(found)
+    lists = rank_all(run.experiment, run.variables, queries, rows, max(config.ks), config.seen)
+    return lists.ids_BxK
 
 
 def _card(run: Run, queries: EvalQueries, row: int, top_K: np.ndarray, names: np.ndarray) -> str:
