@@ -10,7 +10,7 @@ import tempfile
 import jax
 from absl import logging
 
-from recjax.parallel import describe_devices
+from recjax.parallel import describe_devices, num_cores
 
 _VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 _MOST_BYTES = 2**30
@@ -66,8 +66,7 @@ def machine_kind() -> str:
     It counts the processor's model and instruction sets, the cores at hand, by which XLA divides
     its work, the devices and JAX's version.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = [_processor(), str(cores), describe_devices()]
+    parts = [_processor(), str(num_cores()), describe_devices()]
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
     return f"{platform.machine()}-jax{jax.__version__}-{jax.default_backend()}-{digest}"
 

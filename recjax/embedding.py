@@ -77,19 +77,20 @@ def take(of_RxD: Stored, ids: Int[Array, "..."], *, unique: bool = False) -> Flo
         unique: that no two ids are equal.
     """
 
+    def plain(of_RxD: Array, ids: Array) -> Array:
+        return _take(of_RxD, ids, unique)
+
     def branched(of_RxD: Array, ids: Array) -> Array:
+        found = jax.eval_shape(plain, of_RxD, ids)
         is_there = ids < len(of_RxD)
 
         def some() -> Array:
-            return _take(of_RxD, ids, unique) * is_there[..., None].astype(jnp.float32)
+            return plain(of_RxD, ids) * is_there[..., None].astype(found.dtype)
 
         def none() -> Array:
-            return jnp.zeros((*ids.shape, of_RxD.shape[1]), jnp.float32)
+            return jnp.zeros(found.shape, found.dtype)
 
         return jax.lax.cond(jnp.any(is_there), some, none)
-
-    def plain(of_RxD: Array, ids: Array) -> Array:
-        return _take(of_RxD, ids, unique)
 
     # XLA on CPU makes no vector loop of a bare gather of 33 to 79 columns, but one of a gather and
     # a product; in a branch the two stay together. 64 columns of rows that no cache holds then take

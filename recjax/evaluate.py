@@ -1,5 +1,6 @@
 """Ranks the whole corpus for every query and measures the result."""
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -115,7 +116,7 @@ def evaluate(
       user_ids_U: ids of the users, for `per_query`; positions where None.
       samples: bootstrap samples; 0 for no intervals.
       seed: seed of the bootstrap.
-      at_once: how many batches are ranked at once, as `recjax.ranking.rank_batches` has it.
+      at_once: threads that call the ranker, as `recjax.ranking.rank_batches` has it.
 
     Raises:
       DataError: the part has no queries.
@@ -136,13 +137,14 @@ def evaluate(
         batch_size=batch_size,
         at_once=at_once,
     )
-    for rows, scores_BxK, ids_BxK in lists:
-        if not np.isfinite(scores_BxK[ids_BxK >= 0]).all():
-            raise DivergenceError(
-                "evaluation: a score is NaN or infinite; the model has diverged: lower "
-                "optim.learning_rate or resume from an earlier checkpoint"
-            )
-        top_QxK[rows] = ids_BxK
+    with contextlib.closing(lists):
+        for rows, scores_BxK, ids_BxK in lists:
+            if not np.isfinite(scores_BxK[ids_BxK >= 0]).all():
+                raise DivergenceError(
+                    "evaluation: a score is NaN or infinite; the model has diverged: lower "
+                    "optim.learning_rate or resume from an earlier checkpoint"
+                )
+            top_QxK[rows] = ids_BxK
     _check_items(top_QxK, allowed_N, part)
 
     metrics_Q = metrics_lib.ranking_metrics(

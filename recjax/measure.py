@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from recjax.baselines import Ranker, oracle_ranker, popularity_ranker, random_ranker
 from recjax.evaluate import Evaluation, evaluate, protocol_record
@@ -52,7 +53,7 @@ def rank_all(
     experiment: Experiment,
     variables: PyTree,
     queries: RankedQueries,
-    rows: np.ndarray,
+    rows: Int[np.ndarray, "Q"],
     k: int,
     seen: str,
 ) -> Lists:
@@ -65,7 +66,7 @@ def rank_all(
         k,
         seen=seen,
         batch_size=size,
-        at_once=experiment.parallel.rankings_at_once,
+        at_once=_at_once(experiment),
     )
     none = Lists(np.zeros(0, np.int64), np.zeros((0, k), np.float32), np.zeros((0, k), np.int32))
     return Lists(*(np.concatenate(parts) for parts in zip(none, *lists, strict=True)))
@@ -88,7 +89,7 @@ def evaluate_model(
         part,
         servable_Q=experiment.serves(experiment.queries(part)),
         rankable_mask_N=experiment.rankable_mask_N,
-        **settings,
+        **{"at_once": _at_once(experiment), **settings},
     )
 
 
@@ -111,7 +112,6 @@ def evaluate_ranker(
         "batch_size": config.batch_size,
         "samples": config.bootstrap,
         "rankable_mask_N": experiment.corpus_mask_N,
-        "at_once": experiment.parallel.rankings_at_once,
     }
     return evaluate(
         experiment.queries(part, history_length),
@@ -179,6 +179,10 @@ def write_test_results(
         for metric, value in found.metrics.items()
     }
     return scalars | {f"test/{metric}": value for metric, value in model.metrics.items()}
+
+
+def _at_once(experiment: Experiment) -> int:
+    return experiment.parallel.rankings_at_once(experiment.scorer.num_items)
 
 
 def _finite(record: Any) -> Any:

@@ -23,7 +23,9 @@ from recjax.processes import num_processes
 DATA, MODEL = "data", "model"
 ROW_MULTIPLE = 64  # sharded tables have a multiple of this many rows, on any number of devices
 WHOLE, BY_DATA, BY_MODEL = P(), P(DATA), P(MODEL)
-_MOST_RANKINGS = 8  # each holds a tile of scores, 32 MB on CPU
+_MOST_RANKINGS = 8
+# A ranking holds a tile of scores, of 32 rows at least: 512 MB for all of them.
+_SCORES_AT_ONCE, _TILE_ROWS = 2**27, 32
 STOP = "stop"  # in the batch and the metrics: how many devices are asked to stop
 
 _PLATFORMS = {"cpu": "cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}
@@ -34,6 +36,13 @@ _INSTALL = {
 }
 
 PyTree = Any
+
+
+def num_cores() -> int:
+    """How many cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def select_accelerator(name: str) -> None:
@@ -119,15 +128,16 @@ class Parallel:
         """How many steps may be queued: several collective steps on CPU devices deadlock."""
         return 1 if self.is_cpu and not self.is_one_device else 2
 
-    @property
-    def rankings_at_once(self) -> int:
+    def rankings_at_once(self, num_items: int) -> int:
         """How many batches may be ranked at once, each by a thread of its own.
 
-        More devices than one must all start their collectives in one order.
+        More devices than one must all start their collectives in one order, so there one thread
+        ranks, and waits for each batch. Else there is one a core, while their scores fit.
         """
         if not self.is_one_device:
             return 1
-        return min(os.cpu_count() or 1, _MOST_RANKINGS) if self.is_cpu else 2
+        fit = max(1, _SCORES_AT_ONCE // (_TILE_ROWS * num_items))
+        return min(num_cores() if self.is_cpu else 2, _MOST_RANKINGS, fit)
 
     def specs(self, state: PyTree, sharded: Collection[str]) -> PyTree:
         """A PartitionSpec per leaf: leaves under a table's name in `sharded` split their rows."""

@@ -1,11 +1,12 @@
 """Lists of the best items for many queries, a batch of them at a time."""
 
 import collections
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from recjax.baselines import Ranker
 
@@ -27,31 +28,32 @@ class Lists(NamedTuple):
     """The lists of some queries, best first.
 
     Attributes:
-      rows: which queries [B].
+      rows: which queries.
       scores_BxK: float32; -inf where there is no item.
       ids_BxK: int32; -1 where there is no item.
     """
 
-    rows: np.ndarray
-    scores_BxK: np.ndarray
-    ids_BxK: np.ndarray
+    rows: Int[np.ndarray, "B"]
+    scores_BxK: Float[np.ndarray, "B K"]
+    ids_BxK: Int[np.ndarray, "B K"]
 
 
 def rank_batches(
     ranker: Ranker,
     queries: RankedQueries,
-    batches: Iterable[np.ndarray],
+    batches: Iterable[Int[np.ndarray, "_"]],
     k: int,
     *,
     seen: str,
     batch_size: int,
     at_once: int = 1,
-) -> Iterator[Lists]:
+) -> Generator[Lists, None, None]:
     """The lists of each batch, in the order of the batches.
 
     While some are ranked this thread makes the next. Programs that one thread starts run on CPU one
     after another, and each has parts (XLA's top_k) that keep a single core: so each of `at_once`
-    batches has a thread of its own.
+    batches has a thread of its own. Close the iterator before its end if other programs are to run:
+    what was begun is ended first.
 
     Args:
       ranker: is always given `batch_size` rows (a batch of fewer is filled up), so that it is
@@ -61,8 +63,11 @@ def rank_batches(
       k: length of the lists.
       seen: which known items are removed from a list: a policy that `queries.seen` knows.
       batch_size: rows of a batch.
-      at_once: `Parallel.rankings_at_once`; with 1, programs are started in the order of the
-        batches, each when the one before has ended.
+      at_once: threads that call the ranker, such as `Parallel.rankings_at_once`; with 1 it is
+        called in the order of the batches, each time when the call before has ended.
+
+    Raises:
+      ValueError: a batch has too many rows, or none.
     """
 
     def rank(rows: np.ndarray, batch: dict[str, np.ndarray], seen_BxS: np.ndarray) -> Lists:
@@ -72,25 +77,22 @@ def rank_batches(
     compiled: set[tuple[int, ...]] = set()
     pending: collections.deque[Future[Lists]] = collections.deque()
     with ThreadPoolExecutor(at_once) as pool:
-        try:
-            for rows in batches:
-                filled = np.resize(rows, batch_size)
-                batch, seen_BxS = queries.batch(filled), queries.seen(filled, seen)
-                is_new = seen_BxS.shape not in compiled  # one thread is to compile it
-                while len(pending) > (0 if is_new else at_once):
-                    yield pending.popleft().result()
-                if is_new:
-                    compiled.add(seen_BxS.shape)
-                    yield rank(rows, batch, seen_BxS)
-                else:
-                    pending.append(pool.submit(rank, rows, batch, seen_BxS))
-            while pending:
+        for rows in batches:
+            if not 0 < len(rows) <= batch_size:
+                raise ValueError(f"a batch has {len(rows)} rows; it must have 1 to {batch_size}")
+            filled = np.resize(rows, batch_size)
+            batch, seen_BxS = queries.batch(filled), queries.seen(filled, seen)
+            while len(pending) > at_once:
                 yield pending.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+            pending.append(pool.submit(rank, rows, batch, seen_BxS))
+            if seen_BxS.shape not in compiled:  # one thread is to compile it
+                compiled.add(seen_BxS.shape)
+                wait([pending[-1]])
+        while pending:
+            yield pending.popleft().result()
 
 
-def in_batches(rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+def in_batches(rows: Int[np.ndarray, "Q"], batch_size: int) -> Iterator[Int[np.ndarray, "_"]]:
     """The rows, `batch_size` at a time; fewer in the last."""
     for start in range(0, len(rows), batch_size):
         yield rows[start : start + batch_size]

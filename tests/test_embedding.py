@@ -8,7 +8,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from recjax import embedding
-from recjax.embedding import TableSpec, deduplicate, init_table, local_ids, lookup, lookup_sum
+from recjax.embedding import (
+    TableSpec,
+    deduplicate,
+    init_table,
+    local_ids,
+    lookup,
+    lookup_sum,
+    take,
+)
+from recjax.rounding import as_float32, as_kept
 
 TABLE = jnp.arange(24, dtype=jnp.float32).reshape(8, 3)
 WIDE = jnp.arange(512, dtype=jnp.float32).reshape(8, 64)  # of those `take` has a branch for
@@ -32,6 +41,22 @@ def test_lookup_gives_rows_and_zeros_for_padding(table):
     np.testing.assert_array_equal(rows[0], [table[0], zero, table[7]])
     np.testing.assert_array_equal(rows[1], [table[3], table[3], zero])
     np.testing.assert_array_equal(lookup(table, jnp.full(2, -1)), [zero, zero])
+
+
+@each_width
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("unique", [False, True])
+def test_take_gives_numbers_at_ids_and_zeros_beyond(table, dtype, unique):
+    ids = jnp.asarray([5, 8, 2, 9, 0])
+    kept = as_kept(table, dtype)
+    rows = take(kept, ids, unique=unique)
+    assert rows.dtype == jnp.float32
+    wanted = np.concatenate([as_float32(kept), np.zeros((2, table.shape[1]))])[ids]
+    np.testing.assert_array_equal(rows, wanted)
+    np.testing.assert_array_equal(take(kept[:, 0], ids, unique=unique), wanted[:, 0])
+    some_and_none = jnp.stack([ids, ids + 8])
+    by_row = jax.vmap(lambda ids: take(kept, ids, unique=unique))(some_and_none)
+    np.testing.assert_array_equal(by_row, [wanted, np.zeros_like(wanted)])
 
 
 @each_width

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import math
 import os
+import threading
 
 import numpy as np
 import polars as pl
@@ -267,12 +268,16 @@ def test_a_part_without_queries_is_refused():
         run(empty)
 
 
-def test_scores_that_are_not_finite_are_refused():
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_scores_that_are_not_finite_are_refused_and_no_more_is_ranked(at_once):
+    before = threading.active_count()
+
     def ranker(batch, seen_BxS, k):
         return np.full((4, k), np.nan, np.float32), np.tile(np.arange(2, 2 + k), (4, 1))
 
-    with pytest.raises(DivergenceError, match="NaN"):
-        run(make_queries(), ranker)
+    with pytest.raises(DivergenceError, match="NaN") as caught:
+        run(make_queries(), ranker, at_once=at_once)
+    assert caught.tb and threading.active_count() == before
 
 
 @pytest.mark.parametrize("item", [0, 29, NUM_ITEMS])

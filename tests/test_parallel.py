@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from recjax import parallel
 from recjax.errors import ConfigError
 from recjax.parallel import choose_model, describe_devices, make_parallel, select_accelerator
 
@@ -43,8 +44,16 @@ def test_several_fake_devices_take_one_step_at_a_time():
     assert make_parallel("shard_map", 8, 1, 16).steps_in_flight == 1
     assert make_parallel("pmap", 8, 1, 16).steps_in_flight == 1
     assert make_parallel("shard_map", 1, 1, 16).steps_in_flight == 2
-    assert make_parallel("shard_map", 8, 1, 16).rankings_at_once == 1
-    assert 1 <= make_parallel("shard_map", 1, 1, 16).rankings_at_once <= 8
+
+
+@pytest.mark.parametrize(
+    ("cores", "items", "found"),
+    [(1, 100, 1), (4, 100, 4), (64, 100, 8), (64, 1_000_000, 4), (64, 10**8, 1)],
+)
+def test_a_core_ranks_a_batch_while_the_scores_of_all_fit(monkeypatch, cores, items, found):
+    monkeypatch.setattr(parallel, "num_cores", lambda: cores)
+    assert make_parallel("shard_map", 1, 1, 16).rankings_at_once(items) == found
+    assert make_parallel("shard_map", 8, 1, 16).rankings_at_once(items) == 1
 
 
 def test_named_tables_are_split_and_all_else_is_whole():

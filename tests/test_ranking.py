@@ -52,13 +52,14 @@ def test_so_many_are_ranked_at_once_but_a_new_width_alone():
     meet, under_way, beside = threading.Barrier(3), [], {}
 
     def ranker(batch, seen_BxS, k):
-        under_way.append(None)
-        width = seen_BxS.shape[1]
-        if width in beside:
+        under_way.append(seen_BxS.shape[1])
+        if (width := seen_BxS.shape[1]) in beside:
             meet.wait(timeout=60)  # until three are here
         else:
-            beside[width] = len(under_way) - 1
-        under_way.pop()
+            beside[width] = None
+            time.sleep(0.1)  # in which another would begin
+            beside[width] = under_way.count(width) - 1
+        under_way.remove(width)
         return by_query(batch, seen_BxS, k)
 
     class TwoWidths(Queries):
@@ -66,7 +67,7 @@ def test_so_many_are_ranked_at_once_but_a_new_width_alone():
             return np.full((len(rows), 1 if rows[0] < 16 else 2), -1)
 
     batches = in_batches(np.arange(32), 4)  # four of each width, of which three meet
-    found = rank_batches(ranker, TwoWidths(), batches, 3, seen="known", batch_size=4, at_once=3)
+    found = rank_batches(ranker, TwoWidths(), batches, 3, seen="known", batch_size=4, at_once=4)
     assert len(list(found)) == 8
     assert beside == {1: 0, 2: 0}
 
@@ -102,3 +103,12 @@ def test_no_thread_is_left_when_no_more_lists_are_wanted():
     assert [next(found).rows[0] for _ in range(5)] == [0, 4, 0, 4, 0]
     found.close()
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("rows", [[], range(5)])
+def test_a_batch_of_no_size_that_fits_is_refused(rows):
+    found = rank_batches(
+        by_query, Queries(), [np.asarray(rows, int)], 3, seen="known", batch_size=4
+    )
+    with pytest.raises(ValueError, match=rf"a batch has {len(rows)} rows; .* 1 to 4"):
+        next(found)

@@ -3,8 +3,8 @@
     python -m experiments.benchmarks.w5_topk [--block=256] [--smoke]
 
 Matrix factorisation whose vectors are the workload's, ranked as evaluation and recommending do, by
-`rank_batches`: as many batches at once as there are cores. Queries are looked up by user, and what
-was seen is gathered on the host, in the timing.
+`rank_batches`: one batch a core at a time. Queries are looked up by user, and what was seen is
+gathered on the host, in the timing.
 
 The maths of a query needs 2 n d operations: `flops.ranking`.
 """
@@ -54,7 +54,7 @@ def main() -> None:
         workload.TOP_K,
         seen="known",
         batch_size=flags.block,
-        at_once=experiment.parallel.rankings_at_once,
+        at_once=experiment.parallel.rankings_at_once(len(arrays["items"])),
     )
 
     def ids(start: int, end: int) -> np.ndarray:
