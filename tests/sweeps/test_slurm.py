@@ -100,7 +100,9 @@ def test_wrong_options_are_one_message_before_anything_starts(tmp_path, options,
 def test_a_job_is_cancelled_saves_its_trial_and_another_goes_on_with_it(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    sweep = load_sweep(write_arms(tmp_path, "a"), **SMALL)
+    # Seconds of training, so that the job is cancelled before its end.
+    long = {"train.steps": 3000, "eval.every": 3000, "checkpoint.every": 3000, "log.every": 100}
+    sweep = load_sweep(write_arms(tmp_path, "a"), **SMALL | long)
     folder, states = tmp_path / "w" / sweep.trials[0].name, []
 
     def run(should_stop=lambda: False):
