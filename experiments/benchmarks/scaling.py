@@ -12,8 +12,8 @@
 | devices | fake CPU devices that share the cores: what splitting costs | data, model |
 
 Every point is a process of its own, on uniformly random interactions; peak memory is that of the
-whole process. Each point is the median of three windows. `--smoke` tries one point of each setting,
-all in one process. Linux only.
+whole process. The points of a setting go in turn, `--rounds` times, and each is the median of all its
+windows. `--smoke` tries one point of each setting, all in one process. Linux only.
 """  # noqa: E501
 
 import argparse
@@ -82,6 +82,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     """The options of the command line."""
     parser = harness.make_parser(__doc__)
     parser.add_argument("--curves", default=",".join(CURVES), help="names, with commas")
+    parser.add_argument("--rounds", type=int, default=1, help="times that each point is measured")
     parser.add_argument("--out", type=Path, help="a JSON file to write")
     parser.add_argument("--one", nargs=3, action="append", help=argparse.SUPPRESS)
     flags = parser.parse_args(words)
@@ -96,16 +97,19 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
 
 def measure_all(flags: argparse.Namespace) -> list[dict[str, Any]]:
     """Every point of the curves asked for, each in a process of its own."""
-    points = [
-        (curve, setting, value)
-        for curve in flags.curves
+    groups = [
+        [(curve, setting, value) for value in values if value <= MOST.get(setting, value)]
+        for curve, values in (SMOKE if flags.smoke else CURVES).items()
+        if curve in flags.curves
         for setting in SETTINGS[curve]
-        for value in (SMOKE if flags.smoke else CURVES)[curve]
-        if value <= MOST.get(setting, value)
     ]
     if flags.smoke:
-        return _in_process(points, flags)
-    return [row for point in points for row in _in_process([point], flags)]
+        return _in_process([point for group in groups for point in group], flags)
+    rows = []
+    for group in groups:
+        rounds = [[_in_process([point], flags)[0] for point in group] for _ in range(flags.rounds)]
+        rows += [_together(list(runs)) for runs in zip(*rounds, strict=True)]
+    return rows
 
 
 def measure(curve: str, setting: str, value: int, flags: argparse.Namespace) -> None:
@@ -279,6 +283,17 @@ def _in_process(points: list[tuple[str, str, int]], flags: argparse.Namespace) -
             row["ms"] = 1e3 * row["batch_size"] / statistics.median(row["rates"])
         rows.append(row)  # a result has a curve of its own, of its losses
     return rows
+
+
+def _together(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row of the rounds of a point: all its windows, and the most memory."""
+    for row in runs:
+        if "error" in row:
+            return row
+    rates = [rate for row in runs for rate in row["rates"]]
+    most = {name: max(row[name] for row in runs) for name in ("peak_bytes", "others")}
+    ms = 1e3 * runs[0]["batch_size"] / statistics.median(rates)
+    return {**runs[0], **most, "rates": rates, "ms": ms}
 
 
 if __name__ == "__main__":

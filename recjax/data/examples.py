@@ -22,6 +22,7 @@ from recjax.data.split import TRAIN, Split
 from recjax.errors import ConfigError, DataError
 
 HISTORY_OF = {"next_item": "past", "multi_hot": "profile"}
+_BLOCK = 8  # examples, of which the first one's user is kept: half a byte an example
 _DROPOUT, _LABELS = range(2)  # streams of random bits, beside that of negatives.py
 
 
@@ -119,8 +120,7 @@ class NextItemExamples(TrainExamples):
         self, indices_B: Int[np.ndarray, "B"], *, seed: int, epoch: int
     ) -> dict[str, np.ndarray]:
         """See `TrainExamples.batch`."""
-        # Among users without examples too, the search would miss the cache all the time.
-        active_B = np.searchsorted(self.first_example_A, indices_B, side="right") - 1
+        active_B = self._active(indices_B)
         start_B, position_B = self._locate(active_B, indices_B)
         batch = {
             "user": self.user_A[active_B],
@@ -134,6 +134,23 @@ class NextItemExamples(TrainExamples):
         label_BxP = self.rows.item[position_B][:, None]
         label_weight_BxP = np.ones(label_BxP.shape, np.float32)
         return batch | _labelled(label_BxP, label_weight_BxP, np.ones(len(indices_B), np.float32))
+
+    @functools.cached_property
+    def _block_A(self) -> np.ndarray:
+        """Whose example is every `_BLOCK`th: its place in `user_A`, int32."""
+        firsts = np.arange(0, self.size, _BLOCK)
+        return (np.searchsorted(self.first_example_A, firsts, side="right") - 1).astype(np.int32)
+
+    def _active(self, indices_B: np.ndarray) -> np.ndarray:
+        """Whose the examples are: places in `user_A`.
+
+        A search among all users misses the cache all the time, which took most of a batch. But of
+        the users after that of a block's first example, each has one in the block or lies beyond.
+        """
+        low_B = self._block_A[indices_B // _BLOCK].astype(np.int64)
+        after_BxK = low_B[:, None] + np.arange(1, _BLOCK)
+        first_BxK = self.first_example_A[np.minimum(after_BxK, len(self.user_A))]
+        return low_B + np.sum(first_BxK <= indices_B[:, None], axis=1)
 
     def _locate(self, active_B: np.ndarray, indices_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where in `rows` the users of examples begin, and the examples' own interactions."""

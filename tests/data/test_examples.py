@@ -76,6 +76,16 @@ def test_users_without_examples_take_no_memory_and_hide_no_other():
     assert own and max(map(len, own)) < 10
 
 
+@pytest.mark.parametrize("most", [1, 3, 40])
+def test_every_example_is_its_users_however_many_each_has(most):
+    count_U = np.random.default_rng(most).integers(0, most + 1, 300)
+    user = np.repeat(np.arange(300), count_U)
+    data = dataset_of(user, np.arange(len(user)) % 7, np.arange(len(user)), num_users=300)
+    examples = next_item(data, split_of([TRAIN] * len(user)), min_history=0)
+    assert examples.size == len(user)
+    np.testing.assert_array_equal(all_rows(examples)["user"], user)
+
+
 def test_without_history_there_is_an_empty_column():
     data = dataset_of([0] * 3, [0, 1, 2], [0.0, 1.0, 2.0])
     assert all_rows(next_item(data, split_of([TRAIN] * 3), 0))["history"].shape == (2, 0)
