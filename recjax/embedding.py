@@ -14,6 +14,7 @@ from recjax.hashing import entry_bits
 from recjax.rounding import Dtype, Stored, as_float32, as_kept
 
 LARGE = 2**24  # numbers from which jax.random, which needs thrice the table beside it, is too large
+_ROWS_AN_ID = 64  # of a table; up to here a number for each row costs less than sorting the ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,8 +173,8 @@ def deduplicate(
 ) -> tuple[Int[Array, "M"], Float[Array, "M D"]]:
     """Each id once, with the sum of its gradients; `num_rows` and zeros elsewhere.
 
-    As many are returned as ids are given, at most `num_rows`. The ids that are left are in rising
-    order, with `num_rows` in between. Ids outside [0, num_rows), such as -1, are dropped.
+    As many are returned as ids are given, at most `num_rows`, in no order that one may rely on.
+    Ids outside [0, num_rows), such as -1, are dropped.
 
     Args:
         ids: of each use [B, L], which differ in B and L.
@@ -190,14 +191,22 @@ def deduplicate(
         return jnp.where(is_there_R, jnp.arange(num_rows), num_rows), sums_RxD
     ids_M = jnp.concatenate([ids_BxL.reshape(-1) for ids_BxL in ids])
     is_row_M = (ids_M >= 0) & (ids_M < num_rows)
-    sorted_M = jnp.sort(jnp.where(is_row_M, ids_M, num_rows))
-    is_first_M = jnp.concatenate([jnp.ones(1, bool), sorted_M[1:] != sorted_M[:-1]])
-    # Sorting the ids alone and searching among them is twice as fast on CPU as sorting pairs.
-    slot_M = jnp.where(is_row_M, jnp.searchsorted(sorted_M, ids_M), len(ids_M))
+    ids_M = jnp.where(is_row_M, ids_M, num_rows)
+    if num_rows <= _ROWS_AN_ID * len(ids_M):  # no sort either: the sum stands where an id is last
+        places_M = jnp.arange(len(ids_M))
+        last_R = jnp.zeros(num_rows, places_M.dtype).at[ids_M].max(places_M, mode="drop")
+        slot_M = last_R.at[ids_M].get(mode="fill", fill_value=len(ids_M))
+        unique_M = jnp.where(slot_M == places_M, ids_M, num_rows)
+    else:
+        sorted_M = jnp.sort(ids_M)
+        is_first_M = jnp.concatenate([jnp.ones(1, bool), sorted_M[1:] != sorted_M[:-1]])
+        # Sorting the ids alone and searching among them is twice as fast on CPU as sorting pairs.
+        slot_M = jnp.where(is_row_M, jnp.searchsorted(sorted_M, ids_M), len(ids_M))
+        unique_M = jnp.where(is_first_M, sorted_M, num_rows)
     sums_MxD = jnp.zeros((len(ids_M), grads[0].shape[1]), grads[0].dtype)
     start = 0
     for ids_BxL, grads_BxD in zip(ids, grads, strict=True):
         slot_BxL = slot_M[start : start + ids_BxL.size].reshape(ids_BxL.shape)
         sums_MxD = add_to_rows(sums_MxD, slot_BxL, grads_BxD)
         start += ids_BxL.size
-    return jnp.where(is_first_M, sorted_M, num_rows), sums_MxD
+    return unique_M, sums_MxD

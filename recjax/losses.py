@@ -237,7 +237,7 @@ def sampled_loss(
     candidate_bias_C: Float[Array, "C"] | None = None,
     correct: bool = True,
     own_log_q_BxP: Float[Array, "B P"] | None = None,
-    tile: int = 128,
+    tile: int | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "B"]]:
     """A loss against an example's own items and candidates: (weighted sum, loss of each example).
 
@@ -262,7 +262,7 @@ def sampled_loss(
         own_log_q_BxP: 0 where not given. For negatives, -log of their weight. For labels, what
             'softmax' subtracts from their scores, which is biased; the other losses have no use
             for it.
-        tile: examples whose scores are held at once; fewer where there are many candidates.
+        tile: examples whose scores are held at once, to be set in tests only; None chooses.
     """
     log_q_C = candidates.log_q_C
     return candidate_loss(

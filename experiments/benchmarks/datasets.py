@@ -106,7 +106,9 @@ def softmax_dnn(dataset: Dataset, examples: int) -> dict[str, Any]:
     }
 
 
-def adagrad_of_a_sum(batch_size: int, rate: float = 0.05) -> dict[str, Any]:
+def adagrad_of_a_sum(
+    batch_size: int, rate: float = 0.05, accumulator: float = 0.1
+) -> dict[str, Any]:
     """The peers' Adagrad, which is on the sum of the losses, for recjax's on their mean.
 
     A gradient that is B times smaller, with an accumulator that begins B^2 times lower, is the
@@ -115,7 +117,7 @@ def adagrad_of_a_sum(batch_size: int, rate: float = 0.05) -> dict[str, Any]:
     return {
         "optim.name": "adagrad",
         "optim.learning_rate": rate,
-        "optim.initial_accumulator": 0.1 / batch_size**2,
+        "optim.initial_accumulator": accumulator / batch_size**2,
         "optim.eps": 1e-10 / batch_size**2,
     }
 

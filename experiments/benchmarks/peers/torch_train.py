@@ -80,10 +80,10 @@ class Data:
         return Tower(*sizes, workload.ITEM_NUMBERS, sparse=sparse)
 
 
-def adagrad(*modules: nn.Module) -> torch.optim.Optimizer:
+def adagrad(*modules: nn.Module, rate=0.05, accumulator=0.1) -> torch.optim.Optimizer:
     """The workload's Adagrad."""
     parameters = [p for module in modules for p in module.parameters()]
-    return torch.optim.Adagrad(parameters, lr=0.05, initial_accumulator_value=0.1)
+    return torch.optim.Adagrad(parameters, lr=rate, initial_accumulator_value=accumulator)
 
 
 def w1(flags, arrays):
@@ -176,7 +176,8 @@ def w4(flags, arrays):
     def ask(rows):
         return user[rows], item[rows], torch.randint(num_items, (len(rows),))
 
-    step = _step(flags, batch_size, loss_of, ask, adagrad(users, items))
+    optimizer = adagrad(users, items, rate=0.25, accumulator=0.001)
+    step = _step(flags, batch_size, loss_of, ask, optimizer)
     began = time.perf_counter()
     first = float(step())
     first_step = time.perf_counter() - began
