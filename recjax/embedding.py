@@ -1,6 +1,7 @@
 """Embedding tables: rows looked up by id, and the gradients of rows that were looked up."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,7 +15,8 @@ from recjax.hashing import entry_bits
 from recjax.rounding import Dtype, Stored, as_float32, as_kept
 
 LARGE = 2**24  # numbers from which jax.random, which needs thrice the table beside it, is too large
-_ROWS_AN_ID = 64  # of a table; up to here a number for each row costs less than sorting the ids
+_CELLS_AN_ID = 4  # of a hash table
+_FACTOR = 0x9E3779B1  # odd, near 2^32 over the golden ratio: Knuth's multiplicative hash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +183,7 @@ def deduplicate(
         grads: of each use [B, D]: row b is the gradient at each of the ids of row b.
         num_rows: of the table.
     """
-    if sum(ids_BxL.size for ids_BxL in ids) >= num_rows:  # no sort, and no more than num_rows
+    if sum(ids_BxL.size for ids_BxL in ids) >= num_rows:
         sums_RxD = jnp.zeros((num_rows, grads[0].shape[1]), grads[0].dtype)
         is_there_R = jnp.zeros(num_rows, bool)
         for ids_BxL, grads_BxD in zip(ids, grads, strict=True):
@@ -191,18 +193,11 @@ def deduplicate(
         return jnp.where(is_there_R, jnp.arange(num_rows), num_rows), sums_RxD
     ids_M = jnp.concatenate([ids_BxL.reshape(-1) for ids_BxL in ids])
     is_row_M = (ids_M >= 0) & (ids_M < num_rows)
-    ids_M = jnp.where(is_row_M, ids_M, num_rows)
-    if num_rows <= _ROWS_AN_ID * len(ids_M):  # no sort either: the sum stands where an id is last
-        places_M = jnp.arange(len(ids_M))
-        last_R = jnp.zeros(num_rows, places_M.dtype).at[ids_M].max(places_M, mode="drop")
-        slot_M = last_R.at[ids_M].get(mode="fill", fill_value=len(ids_M))
-        unique_M = jnp.where(slot_M == places_M, ids_M, num_rows)
-    else:
-        sorted_M = jnp.sort(ids_M)
-        is_first_M = jnp.concatenate([jnp.ones(1, bool), sorted_M[1:] != sorted_M[:-1]])
-        # Sorting the ids alone and searching among them is twice as fast on CPU as sorting pairs.
-        slot_M = jnp.where(is_row_M, jnp.searchsorted(sorted_M, ids_M), len(ids_M))
-        unique_M = jnp.where(is_first_M, sorted_M, num_rows)
+    slot_M, unique_M = jax.lax.platform_dependent(
+        jnp.where(is_row_M, ids_M, num_rows),
+        cpu=functools.partial(slots_by_hash, num_rows=num_rows),
+        default=functools.partial(slots_by_sort, num_rows=num_rows),
+    )
     sums_MxD = jnp.zeros((len(ids_M), grads[0].shape[1]), grads[0].dtype)
     start = 0
     for ids_BxL, grads_BxD in zip(ids, grads, strict=True):
@@ -210,3 +205,44 @@ def deduplicate(
         sums_MxD = add_to_rows(sums_MxD, slot_BxL, grads_BxD)
         start += ids_BxL.size
     return unique_M, sums_MxD
+
+
+def slots_by_hash(ids_M: Int[Array, "M"], num_rows: int) -> tuple[Int[Array, "M"], Int[Array, "M"]]:
+    """Where each id is summed, the same place for equal ids, and which id each place is for.
+
+    Every id is put into a cell of a hash table. The last one of each cell, and its equals, have
+    found their place; the others try again with another hash, most often two or three times in all.
+    On CPU a third of the time of a sort for 4,096 ids, a sixth for 200,000.
+
+    Args:
+        ids_M: at least 0; `num_rows` for those that are dropped, whose place is M.
+        num_rows: of the table.
+
+    Returns:
+        A place in 0..M for each id, and for each place an id, or `num_rows` where it has none.
+    """
+    places_M = jnp.arange(len(ids_M), dtype=jnp.int32)
+    bits = math.ceil(math.log2(max(_CELLS_AN_ID * len(ids_M), 2)))
+
+    def try_again(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        slot_M, factor = state
+        cell_M = ((ids_M.astype(jnp.uint32) * factor) >> (32 - bits)).astype(jnp.int32)
+        without_M = slot_M < 0
+        last_H = jnp.zeros(1 << bits, jnp.int32)
+        last_H = last_H.at[jnp.where(without_M, cell_M, 1 << bits)].max(places_M, mode="drop")
+        last_M = last_H[cell_M]
+        found_M = without_M & (ids_M[last_M] == ids_M)
+        return jnp.where(found_M, last_M, slot_M), factor * jnp.uint32(_FACTOR)
+
+    start = jnp.where(ids_M < num_rows, -1, len(ids_M)), jnp.uint32(_FACTOR)
+    slot_M, _ = jax.lax.while_loop(lambda state: jnp.any(state[0] < 0), try_again, start)
+    return slot_M, jnp.where(slot_M == places_M, ids_M, num_rows)
+
+
+def slots_by_sort(ids_M: Int[Array, "M"], num_rows: int) -> tuple[Int[Array, "M"], Int[Array, "M"]]:
+    """As `slots_by_hash`, without a loop whose end the host would have to be told of."""
+    sorted_M = jnp.sort(ids_M)
+    is_first_M = jnp.concatenate([jnp.ones(1, bool), sorted_M[1:] != sorted_M[:-1]])
+    slot_M = jnp.searchsorted(sorted_M, ids_M)
+    slot_M = jnp.where(ids_M < num_rows, slot_M, len(ids_M))
+    return slot_M, jnp.where(is_first_M, sorted_M, num_rows)
