@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -179,3 +181,12 @@ def test_equal_ids_and_only_they_share_a_slot(slots, num_rows):
         np.testing.assert_array_equal(unique[slot[is_row]], ids[is_row])
         assert (slot[~is_row] == 500).all()
         assert sorted(unique[unique < num_rows]) == sorted(set(ids[is_row]))
+
+
+def test_slots_of_several_models_at_once_are_those_of_each():
+    rng = np.random.default_rng(0)
+    rows = [np.full(64, 1000), np.full(64, 3), rng.permutation(1000)[:64]]  # 0, 1 and more rounds
+    ids = jnp.asarray(np.stack(rows), jnp.int32)
+    find = functools.partial(slots_by_hash, num_rows=1000)
+    together, one_by_one = jax.vmap(find)(ids), zip(*map(find, ids), strict=True)
+    jax.tree.map(np.testing.assert_array_equal, together, tuple(map(jnp.stack, one_by_one)))

@@ -13,7 +13,7 @@ from recjax.errors import ConfigError
 from recjax.optim import make_optimizer, make_row_optimizer, make_schedule
 from recjax.rounding import as_float32, as_kept
 
-ROWS, DIM, STEPS = 8, 3, 5
+ROWS, DIM, STEPS = 128, 3, 5
 NAMES = ["sgd", "adagrad", "row_adagrad", "adam"]
 
 
@@ -42,7 +42,7 @@ def touches(every_row=False):
     """Ids and gradients of each step: duplicates, padding, and rows that are never touched."""
     rng = np.random.default_rng(0)
     for _ in range(STEPS):
-        ids = rng.choice([-1, 0, 1, 4, 7], size=10)
+        ids = rng.choice([-1, 0, 1, ROWS // 2, ROWS - 1], size=10)
         if every_row:
             ids = np.concatenate([ids, np.arange(ROWS)])
         grads = rng.normal(size=(len(ids), DIM))

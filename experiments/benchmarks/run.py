@@ -10,9 +10,10 @@
 Every program is a process of its own. The programs of a case run in turn, round after round (A B A
 B), so that what else the machine does falls on all of them; the table has the median of all windows
 of all rounds with the lowest and the highest. In W4 it has seconds of training until a share of the
-pairs is ranked rightly: 90 % of those trained on, 80 % of others. `others` is the share of the
-machine that other processes took while a program ran: above 5 % nothing is to be trusted. Linux
-only.
+pairs is ranked rightly: 90 % of those trained on, 80 % of others; it is looked at after every
+sixteenth of an epoch, and after every epoch of implicit, which cannot be stopped within. `others`
+is the share of the machine that other processes took while a program ran: above 5 % nothing is to
+be trusted. Linux only.
 
 `gemm.py` measures the machine first: `of GEMM` is the rate of the operations that a workload's
 maths needs (`flops.py`), over that of a product of square matrices by JAX. W4 has none.

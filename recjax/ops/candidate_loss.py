@@ -6,6 +6,7 @@ says; everything else is here.
 """
 
 import functools
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -62,8 +63,7 @@ def candidate_loss(
         scale: 1 / temperature.
         own_bias_BxP: added to the scores of the own items.
         candidate_bias_C: added to the scores of the candidates.
-        tile: examples whose scores are held at once, to be set in tests and measurements only; None
-            chooses by the shapes.
+        tile: examples whose scores are held at once, to be set in tests only; None chooses.
     """
     if not len(candidate_CxD):  # one that is none, so that no rule has to reduce over nothing
         candidate_CxD = jnp.zeros((1, candidate_CxD.shape[1]), candidate_CxD.dtype)
@@ -96,7 +96,8 @@ def candidate_loss(
         group_C,
         log_w_C,
     )
-    tile = min(tile or choose_rows(len(query_BxD), num_candidates), len(query_BxD))
+    numbers = num_candidates + math.prod(own_BxPxD.shape[1:])  # own items have gradients of theirs
+    tile = min(tile or choose_rows(len(query_BxD), numbers), len(query_BxD))
     total, loss_B = _loss(rule, tile, inputs, targets)
     return total, jax.lax.stop_gradient(loss_B)
 

@@ -27,9 +27,9 @@ def choose_tile(num_rows: int, num_items: int) -> tuple[int, int]:
     return choose_chunk(num_rows, num_items)
 
 
-def choose_rows(num_rows: int, num_candidates: int) -> int:
-    """Rows of a tile of scores of candidates, all of them at once."""
-    rows = _tile_bytes(_CANDIDATE_TILE_BYTES) // (4 * num_candidates)
+def choose_rows(num_rows: int, numbers: int) -> int:
+    """Rows of a tile that holds so many numbers of each: the scores of all candidates, say."""
+    rows = _tile_bytes(_CANDIDATE_TILE_BYTES) // (4 * numbers)
     return _even(num_rows, max(rows, _FEWEST_ROWS))
 
 

@@ -161,7 +161,7 @@ def w3(flags, arrays):
 
 def w4(flags, arrays):
     """Matrix factorisation by BPR, one uniform negative an example."""
-    batch_size = 512 if flags.smoke else 8192
+    batch_size = 512 if flags.smoke else 2048
     user, item = torch.from_numpy(arrays["user"]), torch.from_numpy(arrays["item"])
     num_users, num_items = len(arrays["user_categories"]), len(arrays["item_categories"])
     users = nn.Embedding(num_users, workload.DIM, sparse=flags.sparse)
@@ -176,7 +176,7 @@ def w4(flags, arrays):
     def ask(rows):
         return user[rows], item[rows], torch.randint(num_items, (len(rows),))
 
-    optimizer = adagrad(users, items, rate=0.25, accumulator=0.001)
+    optimizer = adagrad(users, items, rate=0.15, accumulator=0.001)
     step = _step(flags, batch_size, loss_of, ask, optimizer)
     began = time.perf_counter()
     first = float(step())
@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--items", choices=("small", "big"), default="small", help="w2")
     parser.add_argument("--negatives", type=int, default=1024, help="w3")
     parser.add_argument("--epochs", type=float, default=6.0, help="w4")
-    parser.add_argument("--points", type=int, default=4, help="w4: accuracies in an epoch")
+    parser.add_argument("--points", type=int, default=16, help="w4: accuracies in an epoch")
     flags = parser.parse_args()
     if flags.smoke:
         flags.epochs, flags.points = 2.0, 2
