@@ -104,6 +104,7 @@ def trained(experiment):
     return jax.device_get((state, scores))
 
 
+@pytest.mark.slow
 def test_a_step_in_bfloat16_is_the_same_on_several_devices():
     state, scores = half_on()
     kept = state.tables, state.table_state
@@ -136,6 +137,7 @@ def test_rounding_costs_little_of_what_is_learned():
     np.testing.assert_allclose(scores, single_scores, atol=0.05)
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_that_was_stopped_goes_on_bit_for_bit_and_in_no_other_dtype(tmp_path):
     config = small_config("mf", **SAMPLED, **HALF)
     config.diagnostics.every, config.diagnostics.queries, config.diagnostics.draws = 10, 4, 2

@@ -113,6 +113,7 @@ def test_softmax_dnn_serves_cold_users_where_mf_cannot(trained):
     assert low > 0.06
 
 
+@pytest.mark.slow
 def test_two_tower_ranks_cold_items_far_above_chance_where_a_softmax_head_cannot(trained):
     tower = trained("two-tower", "new items")
     head = trained("softmax", "new items").evaluate()
@@ -134,6 +135,7 @@ def test_two_tower_ranks_cold_items_far_above_chance_where_a_softmax_head_cannot
         assert low > margin
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("knobs", ["user features", "no user features"])
 def test_side_features_raise_recall_where_they_explain_interest(trained, knobs):
     on, off = (trained(m, knobs).evaluate() for m in ("softmax", "softmax on history alone"))
