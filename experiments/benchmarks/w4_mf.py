@@ -11,7 +11,8 @@ What differs: torch draws one negative for each example; recjax draws some for a
 example has all but its own label, and its loss is their mean (`loss.candidates=uniform`). The
 items have no bias, and Adagrad sees the sum of the losses, as in the torch program. Rate and first
 accumulator of both are from a small search on these data, for seconds to 90 %, and so are recjax's
-negatives, its batch (torch's makes no difference) and its one accumulator a row, which torch lacks.
+negatives, its batch (torch has 8,192; half or a quarter of that makes no difference there) and its
+one accumulator a row, which torch lacks.
 A batch takes less to make than to hand over, so no thread makes it ahead.
 """
 

@@ -161,7 +161,7 @@ def w3(flags, arrays):
 
 def w4(flags, arrays):
     """Matrix factorisation by BPR, one uniform negative an example."""
-    batch_size = 512 if flags.smoke else 2048
+    batch_size = 512 if flags.smoke else 8192
     user, item = torch.from_numpy(arrays["user"]), torch.from_numpy(arrays["item"])
     num_users, num_items = len(arrays["user_categories"]), len(arrays["item_categories"])
     users = nn.Embedding(num_users, workload.DIM, sparse=flags.sparse)
